@@ -1,0 +1,1 @@
+"""Penalties: frozen objects that know their value, proximal map, residual and largest useful strength."""

@@ -1,0 +1,150 @@
+"""The interface of every penalty ``strength · R(w)``.
+
+A penalty is a frozen object on *one* tensor.  Groups that span several parameters reach it as one
+virtual tensor (see ``terms.py``), and a strength that changes by step is resolved by ``at`` before
+anything is computed, so no penalty ever needs to know about either.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from torchlasso.errors import InputError
+
+Strength = float | Callable[[int], float]
+"""λ: a number, or a function from the optimizer's step (0, 1, 2, …) to one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty(ABC):
+    """A sparsity-inducing term ``strength · R(w)`` of the objective."""
+
+    strength: Strength
+
+    def __post_init__(self) -> None:
+        """Check the strength as far as it can be checked."""
+        if not callable(self.strength):
+            object.__setattr__(self, "strength", check_strength(self.strength))
+
+    def at(self, step: int) -> Self:
+        """Return this penalty with the strength that holds at an optimizer step.
+
+        Args:
+            step: number of optimizer steps taken so far.
+
+        Raises:
+            InputError: the schedule returned a negative or non-finite strength.
+
+        Example:
+            >>> from torchlasso import L1
+            >>> L1(lambda step: 0.1 * step).at(3).prox(torch.tensor([1.0]), 1.0)
+            tensor([0.7000])
+        """
+        if callable(self.strength):
+            return replace(self, strength=check_strength(self.strength(step), f"the schedule at step {step}"))
+        return self
+
+    @property
+    def current_strength(self) -> float:
+        """The strength as a number.
+
+        Raises:
+            InputError: the strength is a schedule that was not resolved with ``at(step)``.
+        """
+        if callable(self.strength):
+            msg = "this penalty's strength is a schedule; resolve it first with penalty.at(step)"
+            raise InputError(msg)
+        return self.strength
+
+    @abstractmethod
+    def validate(self, shape: torch.Size) -> None:
+        """Raise ``InputError`` if the penalty cannot act on a tensor of this shape."""
+
+    @abstractmethod
+    def value(self, w: Tensor) -> Tensor:
+        """Return ``strength · R(w)`` as a differentiable 0-d tensor (subgradient 0 at kinks)."""
+
+    @abstractmethod
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return ``argmin_x ½·Σ_i (x_i − w_i)²/step_i + strength · R(x)``.
+
+        Args:
+            w: the point to map.
+            step: the step size ``≥ 0``: one number, or a tensor that broadcasts to ``w`` (the metric).
+        """
+
+    @abstractmethod
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return the distance of ``−grad`` to ``strength · ∂R(w)``, per entry or per group.
+
+        Zero exactly where ``w`` is stationary for ``loss + strength · R``.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+        """
+
+    @abstractmethod
+    def strength_max(self, grad: Tensor) -> float:
+        """Return the smallest strength at which ``w = 0`` is stationary.
+
+        Args:
+            grad: the gradient of the data loss at ``w = 0``.
+        """
+
+    @abstractmethod
+    def support(self, w: Tensor) -> Tensor:
+        """Return a boolean tensor, True where the entry (or its whole group) is not zero."""
+
+    def describe(self) -> str:
+        """Return the penalty without its strength, for tables."""
+        return type(self).__name__
+
+
+def check_strength(strength: object, source: str = "strength") -> float:
+    """Return ``strength`` as a float that is finite and not negative.
+
+    Args:
+        strength: what the user gave.
+        source: how to name it in the message.
+
+    Raises:
+        InputError: it is no number, negative, infinite or NaN.
+
+    Example:
+        >>> check_strength(1)
+        1.0
+    """
+    try:
+        number = float(strength)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        msg = f"{source} must be a number or a function of the step, got {type(strength).__name__}"
+        raise InputError(msg) from None
+    if not math.isfinite(number) or number < 0:
+        msg = f"{source} must be finite and zero or more, got {number}"
+        raise InputError(msg)
+    return number
+
+
+def check_ratio(l1_ratio: float) -> None:
+    """Raise ``InputError`` unless ``0 ≤ l1_ratio ≤ 1``."""
+    if not 0.0 <= l1_ratio <= 1.0:
+        msg = f"l1_ratio must lie between 0 (no L1 part) and 1 (all L1), got {l1_ratio}"
+        raise InputError(msg)
+
+
+def check_weights(weights: Tensor | None) -> None:
+    """Raise ``InputError`` unless the weights are a tensor of numbers zero or more (infinity included)."""
+    if weights is None:
+        return
+    if not isinstance(weights, Tensor):
+        msg = f"weights must be a tensor or None, got {type(weights).__name__}; use torch.as_tensor(...)"
+        raise InputError(msg)
+    if bool((weights < 0).any()) or bool(weights.isnan().any()):
+        msg = "weights must be zero ('always keep'), positive, or infinite ('exclude'); got negative or NaN"
+        raise InputError(msg)

@@ -1,0 +1,218 @@
+"""Penalties that act on every entry alone: the lasso and the elastic net.
+
+Both may be weighted (the adaptive lasso): ``R(w) = Σ_j c_j · ρ(w_j)`` with ``weights = c``.  An entry
+with weight zero is never penalised ("always keep"), one with infinite weight is held at zero
+("exclude"), whatever the strength.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from torchlasso.errors import InputError
+from torchlasso.penalties.base import Penalty, check_ratio, check_weights
+from torchlasso.prox import soft_threshold, soft_threshold_nonnegative
+
+
+@dataclass(frozen=True, eq=False)
+class _AbsoluteAndSquare(Penalty):
+    """``strength · Σ_j c_j (a·|w_j| + b·w_j²/2)``; the subclasses say what ``a`` and ``b`` are."""
+
+    weights: Tensor | None = field(default=None, kw_only=True)
+    nonnegative: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        check_weights(self.weights)
+
+    @property
+    @abstractmethod
+    def _shares(self) -> tuple[float, float]:
+        """The factors ``(a, b)`` of the absolute value and of half the square."""
+
+    def validate(self, shape: torch.Size) -> None:
+        """Raise ``InputError`` if the weights do not broadcast to ``shape``."""
+        weights = self.weights
+        if weights is None:
+            return
+        try:
+            fits = torch.broadcast_shapes(weights.shape, shape) == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            msg = f"weights of shape {tuple(weights.shape)} do not broadcast to a tensor of {tuple(shape)}"
+            raise InputError(msg)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Return ``strength · Σ_j c_j (a·|w_j| + b·w_j²/2)``; infinite outside the constraints."""
+        a, b = self._shares
+        weights = self.weights
+        terms = a * w.abs() if b == 0 else a * w.abs() + 0.5 * b * w.square()
+        if weights is not None:
+            c = weights.to(w)
+            # 0·∞ would be NaN: an excluded entry costs nothing at zero, where it is held.
+            terms = torch.where(c.isinf() & (w == 0), 0.0, terms * torch.where(c.isinf(), 1.0, c))
+        total = self.current_strength * terms.sum()
+        if weights is None and not self.nonnegative:
+            return total
+        return torch.where(self._outside(w.detach()).any(), torch.inf, total)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return ``soft(w, step·λ·c·a) / (1 + step·λ·c·b)``, clipped at zero if ``nonnegative``.
+
+        Args:
+            w: the point to map.
+            step: a number or a tensor that broadcasts to ``w``.
+
+        Returns:
+            A new tensor with exact zeros.
+        """
+        a, b = self._shares
+        weights = self.weights
+        scaled: float | Tensor = step * self.current_strength
+        if weights is not None:
+            c = weights.to(w)
+            scaled = scaled * torch.where(c.isinf(), 0.0, c)
+        shrink = soft_threshold_nonnegative if self.nonnegative else soft_threshold
+        result = shrink(w, scaled * a)
+        if b > 0:
+            result = result / (1 + scaled * b)
+        if weights is not None:
+            result = torch.where(weights.to(w).isinf(), torch.zeros((), dtype=w.dtype, device=w.device), result)
+        return result
+
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return ``|g + λc(a·sign(w) + b·w)|`` where ``w ≠ 0``, else ``max(|g| − λca, 0)``.
+
+        With ``nonnegative`` the second case is ``max(−g − λca, 0)``.  Entries outside the constraints
+        have an infinite residual.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+
+        Returns:
+            A tensor of the shape of ``w``.
+        """
+        a, b = self._shares
+        weights = self.weights
+        c: Tensor | float = 1.0 if weights is None else torch.where(weights.isinf(), 0.0, weights).to(w)
+        bound = self.current_strength * a * c
+        on = (grad + bound * w.sign() + self.current_strength * b * c * w).abs()
+        off = ((-grad if self.nonnegative else grad.abs()) - bound).clamp_min(0.0)
+        result = torch.where(w == 0, off, on)
+        if weights is not None:
+            result = torch.where(weights.to(w).isinf() & (w == 0), 0.0, result)
+        return torch.where(self._outside(w), torch.inf, result)
+
+    def strength_max(self, grad: Tensor) -> float:
+        """Return ``max_j |g_j| / (a·c_j)`` over the penalised entries (``−g_j`` if ``nonnegative``).
+
+        Args:
+            grad: the gradient of the data loss at ``w = 0``.
+
+        Returns:
+            The smallest strength that makes zero stationary: 0 if nothing is penalised, infinite if
+            there is no L1 part.
+        """
+        a, _ = self._shares
+        weights = self.weights
+        pull = (-grad).clamp_min(0.0) if self.nonnegative else grad.abs()
+        if weights is not None:
+            c = weights.to(grad)
+            pull = torch.where(c > 0, pull / c.clamp_min(torch.finfo(grad.dtype).tiny), 0.0)
+        largest = float(pull.max()) if pull.numel() else 0.0
+        if largest == 0.0:
+            return 0.0
+        return largest / a if a > 0 else math.inf
+
+    def support(self, w: Tensor) -> Tensor:
+        """Return where ``w`` is not zero."""
+        return w != 0
+
+    def _outside(self, w: Tensor) -> Tensor:
+        """Return where ``w`` violates non-negativity or an exclusion."""
+        weights = self.weights
+        outside = w < 0 if self.nonnegative else torch.zeros_like(w, dtype=torch.bool)
+        if weights is not None:
+            outside = outside | (weights.to(w).isinf() & (w != 0))
+        return outside
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class L1(_AbsoluteAndSquare):
+    """The lasso ``strength · Σ_j c_j |w_j|``: exact zeros, element by element.
+
+    Prox: ``sign(w)·max(|w| − step·strength·c, 0)``.
+
+    Args:
+        strength: λ ≥ 0 in units of the mean data loss per unit of ``w``, or a function of the step.
+        weights: ``c ≥ 0``, broadcast to ``w`` (adaptive lasso); 0 keeps an entry, infinity excludes it.
+        nonnegative: also hold every entry at zero or above.
+
+    Raises:
+        InputError: a negative or non-finite strength, or negative weights.
+
+    Example:
+        >>> penalty = L1(0.5)
+        >>> penalty.prox(torch.tensor([2.0, -0.1]), 1.0)
+        tensor([1.5000, 0.0000])
+        >>> penalty.value(torch.tensor([2.0, -0.1]))
+        tensor(1.0500)
+
+    References:
+        Tibshirani, "Regression shrinkage and selection via the lasso", J. R. Stat. Soc. B 58 (1996).
+        Zou, "The adaptive lasso and its oracle properties", J. Am. Stat. Assoc. 101 (2006).
+    """
+
+    @property
+    def _shares(self) -> tuple[float, float]:
+        return 1.0, 0.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ElasticNet(_AbsoluteAndSquare):
+    """The elastic net ``strength · Σ_j c_j (ρ|w_j| + (1 − ρ)/2 · w_j²)`` with ``ρ = l1_ratio``.
+
+    Prox: ``soft(w, step·strength·c·ρ) / (1 + step·strength·c·(1 − ρ))``.  The same convention as
+    scikit-learn's ``ElasticNet`` (``strength`` is its ``alpha`` for the loss ½·MSE).
+
+    Args:
+        strength: λ ≥ 0, or a function of the step.
+        l1_ratio: ρ, from 0 (ridge, no exact zeros) to 1 (lasso).
+        weights: ``c ≥ 0``, broadcast to ``w``; applies to both parts, like glmnet's penalty factor.
+        nonnegative: also hold every entry at zero or above.
+
+    Raises:
+        InputError: a negative or non-finite strength, a ratio outside [0, 1], or negative weights.
+
+    Example:
+        >>> ElasticNet(1.0, l1_ratio=0.5).prox(torch.tensor([2.0, -0.1]), 1.0)
+        tensor([1., 0.])
+
+    References:
+        Zou and Hastie, "Regularization and variable selection via the elastic net",
+        J. R. Stat. Soc. B 67 (2005).
+    """
+
+    l1_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        check_ratio(self.l1_ratio)
+
+    @property
+    def _shares(self) -> tuple[float, float]:
+        return self.l1_ratio, 1.0 - self.l1_ratio
+
+    def describe(self) -> str:
+        """Return the penalty without its strength."""
+        return f"ElasticNet(l1_ratio={self.l1_ratio:g})"

@@ -1,0 +1,153 @@
+"""Penalties on groups of entries, which vanish together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from torchlasso.errors import InputError
+from torchlasso.groups import GroupLayout, layout_of, normalise_groups
+from torchlasso.penalties.base import Penalty, check_weights
+from torchlasso.prox import group_norms, group_soft_threshold, group_soft_threshold_metric
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GroupLasso(Penalty):
+    """The group lasso ``strength · Σ_g c_g ‖w_g‖₂``: rows, columns or lists of columns vanish whole.
+
+    Prox with a scalar step: ``w_g · max(1 − step·strength·c_g/‖w_g‖, 0)``.  With an elementwise step
+    (the metric of an adaptive optimizer) there is no closed form; the one-dimensional root is solved.
+
+    Args:
+        strength: λ ≥ 0 in units of the mean data loss per unit of ``w``, or a function of the step.
+        groups: ``"rows"`` (dimension 0: neurons, filters), ``"columns"`` (dimension 1: inputs),
+            ``"kernels"`` (one spatial kernel each), ``"tensor"``, or lists of indices along dimension 1
+            that cover it once.
+        weights: ``c``: ``"sqrt"`` of the group size, ``None`` for 1, or a tensor of one entry a group;
+            0 keeps a group, infinity excludes it.
+
+    Raises:
+        InputError: a negative strength, unknown or overlapping groups, or negative weights.
+
+    Example:
+        >>> w = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+        >>> GroupLasso(1.0, groups="rows", weights=None).prox(w, 1.0)
+        tensor([[2.4000, 3.2000],
+                [0.0000, 0.0000]])
+
+    References:
+        Yuan and Lin, J. R. Stat. Soc. B 68 (2006).  In a diagonal metric: Deleu and Bengio,
+        "Structured sparsity inducing adaptive optimizers", arXiv 2102.03869.
+    """
+
+    groups: str | Sequence[Sequence[int]] = "rows"
+    weights: str | Tensor | None = "sqrt"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        object.__setattr__(self, "groups", normalise_groups(self.groups))
+        if isinstance(self.weights, str):
+            if self.weights != "sqrt":
+                msg = f"weights must be 'sqrt' (of the group size), None or a tensor, got {self.weights!r}"
+                raise InputError(msg)
+        else:
+            check_weights(self.weights)
+
+    def validate(self, shape: torch.Size) -> None:
+        """Raise ``InputError`` if the groups or their weights do not fit ``shape``."""
+        count = self._layout(shape).count
+        if isinstance(self.weights, Tensor) and self.weights.numel() not in (1, count):
+            msg = f"weights must hold one entry a group ({count} groups in {tuple(shape)}), got {self.weights.numel()}"
+            raise InputError(msg)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Return ``strength · Σ_g c_g ‖w_g‖₂``, with gradient 0 at a zero group."""
+        layout = self._layout(w.shape)
+        squares = layout.sum(w.square())
+        alive = squares > 0
+        # sqrt has an infinite slope at 0: keep it away from the zero groups instead of masking a NaN.
+        norms = torch.where(alive, torch.where(alive, squares, 1.0).sqrt(), 0.0)
+        c = torch.where(alive, self._weights(layout, w), 0.0)  # an excluded group costs nothing at zero
+        return self.current_strength * (c * norms).sum()
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return every group shrunk in the metric ``step``, or exactly zero.
+
+        Args:
+            w: the point to map.
+            step: a number, or a tensor that broadcasts to ``w``.
+
+        Returns:
+            A new tensor of the shape of ``w``.
+        """
+        layout = self._layout(w.shape)
+        c = self._weights(layout, w)
+        excluded = c.isinf()
+        threshold = self.current_strength * torch.where(excluded, 0.0, c)
+        if isinstance(step, Tensor) and step.numel() > 1:
+            result = group_soft_threshold_metric(w, step * layout.expand(threshold), layout)
+        else:
+            result = group_soft_threshold(w, threshold * step, layout)
+        zero = torch.zeros((), dtype=w.dtype, device=w.device)
+        return torch.where(layout.expand(excluded), zero, result)
+
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return ``‖g + λc·w/‖w‖‖`` for a group that is not zero, else ``max(‖g‖ − λc, 0)``.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+
+        Returns:
+            A vector of one residual a group (infinite for an excluded group that is not zero).
+        """
+        layout = self._layout(w.shape)
+        c = self._weights(layout, w)
+        excluded = c.isinf()
+        bound = self.current_strength * torch.where(excluded, 0.0, c)
+        norm = group_norms(w, layout)
+        alive = norm > 0
+        direction = w * layout.expand(torch.where(alive, bound / torch.where(alive, norm, 1.0), 0.0))
+        off = (group_norms(grad, layout) - bound).clamp_min(0.0)
+        result = torch.where(alive, group_norms(grad + direction, layout), off)
+        return torch.where(excluded, torch.where(alive, torch.inf, 0.0), result)
+
+    def strength_max(self, grad: Tensor) -> float:
+        """Return ``max_g ‖g_g‖₂ / c_g`` over the penalised groups.
+
+        Args:
+            grad: the gradient of the data loss at ``w = 0``.
+
+        Returns:
+            The smallest strength at which zero is stationary.
+        """
+        layout = self._layout(grad.shape)
+        c = self._weights(layout, grad)
+        ratio = torch.where(c > 0, group_norms(grad, layout) / c.clamp_min(torch.finfo(c.dtype).tiny), 0.0)
+        return float(ratio.max()) if ratio.numel() else 0.0
+
+    def support(self, w: Tensor) -> Tensor:
+        """Return True over every entry of a group that has a nonzero entry."""
+        layout = self._layout(w.shape)
+        return layout.expand(layout.sum((w != 0).to(torch.float32)) > 0).expand_as(w)
+
+    def describe(self) -> str:
+        """Return the penalty without its strength."""
+        groups = self.groups if isinstance(self.groups, str) else f"{len(self.groups)} lists"
+        return f"GroupLasso({groups})"
+
+    def _layout(self, shape: torch.Size) -> GroupLayout:
+        return layout_of(self.groups, tuple(shape))  # type: ignore[arg-type]  # normalised on construction
+
+    def _weights(self, layout: GroupLayout, w: Tensor) -> Tensor:
+        """Return ``c`` as a vector of one entry a group, in float32 or wider."""
+        dtype = torch.promote_types(w.dtype, torch.float32)
+        if self.weights is None:
+            return torch.ones(layout.count, dtype=dtype, device=w.device)
+        if isinstance(self.weights, Tensor):
+            return self.weights.to(w.device, dtype).reshape(-1).expand(layout.count)
+        return layout.sizes.sqrt().to(w.device, dtype)

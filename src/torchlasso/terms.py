@@ -1,0 +1,100 @@
+"""One penalised block of a model: a penalty, and the parameters that it acts on as one tensor.
+
+Most blocks are one parameter.  A block of several (a filter, its norm entries and the next layer's input
+column) is *gathered* into a matrix with one row a group, so that a penalty with ``groups="rows"`` acts
+on all of them at once, and *scattered* back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from torchlasso.errors import RuleError
+from torchlasso.penalties.base import Penalty
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A parameter in a block.
+
+    Attributes:
+        name: its name in the model.
+        parameter: the parameter itself.
+        dim: the dimension that runs over the groups of a joint block (0: rows, 1: columns).
+    """
+
+    name: str
+    parameter: nn.Parameter
+    dim: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A penalty on one virtual tensor made of one or more parameters.
+
+    Raises:
+        RuleError: the members of a joint block disagree on the number of groups.
+    """
+
+    penalty: Penalty
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the penalty fits the block."""
+        counts = {m.name: m.parameter.shape[m.dim] for m in self.members} if len(self.members) > 1 else {}
+        if len(set(counts.values())) > 1:
+            msg = f"the members of a joint group must have one entry a group each, got {counts}"
+            raise RuleError(msg)
+        with torch.no_grad():
+            self.penalty.validate(self.gather([m.parameter for m in self.members]).shape)
+
+    @property
+    def name(self) -> str:
+        """The names of the members, joined by ``+``."""
+        return "+".join(m.name for m in self.members)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of the block."""
+        return [m.parameter for m in self.members]
+
+    def at(self, step: int) -> Self:
+        """Return the term with the strength that holds at an optimizer step."""
+        penalty = self.penalty.at(step)
+        return self if penalty is self.penalty else replace(self, penalty=penalty)
+
+    def gather(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return tensors shaped like the members as the block's one tensor.
+
+        Args:
+            tensors: one for each member: the parameters themselves, their gradients or their metric.
+
+        Returns:
+            The tensor itself for a single member, else a matrix with one row a group.
+        """
+        if len(self.members) == 1:
+            return tensors[0]
+        rows = [t.movedim(m.dim, 0).reshape(t.shape[m.dim], -1) for m, t in zip(self.members, tensors, strict=True)]
+        return torch.cat(rows, dim=1)
+
+    def scatter(self, block: Tensor) -> list[Tensor]:
+        """Return the parts of a gathered tensor, each shaped like its member.
+
+        Args:
+            block: a tensor shaped like the result of ``gather``.
+        """
+        if len(self.members) == 1:
+            return [block]
+        sizes = [m.parameter.numel() // m.parameter.shape[m.dim] for m in self.members]
+        parts = []
+        for member, part in zip(self.members, block.split(sizes, dim=1), strict=True):
+            moved = member.parameter.movedim(member.dim, 0)
+            parts.append(part.reshape(moved.shape).movedim(0, member.dim))
+        return parts
+
+    def value(self) -> Tensor:
+        """Return the penalty at the current weights, differentiable."""
+        return self.penalty.value(self.gather(self.parameters))
