@@ -1,6 +1,7 @@
 """L1 (lasso) regularisation of PyTorch models made real: exact zeros, one meaning of the strength."""
 
 from torchlasso.certify import certificate, strength_max
+from torchlasso.estimators import LassoMLPClassifier, LassoMLPRegressor
 from torchlasso.optim.attach import attach
 from torchlasso.penalties.separable import L1, ElasticNet
 from torchlasso.penalties.structured import GroupLasso
@@ -14,6 +15,8 @@ __all__ = [
     "L1",
     "ElasticNet",
     "GroupLasso",
+    "LassoMLPClassifier",
+    "LassoMLPRegressor",
     "Regularizer",
     "SimpleNet",
     "attach",

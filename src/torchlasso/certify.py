@@ -1,5 +1,6 @@
 """Evidence about a fit: how far the weights are from a stationary point, and which strength zeros a block."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,13 +57,14 @@ class Certificate:
 
     @property
     def residual(self) -> float:
-        """The largest relative residual of all blocks."""
-        return max(row.residual for row in self.rows)
+        """The largest relative residual of all blocks, NaN if one is."""
+        return _largest(row.residual for row in self.rows)
 
     @property
     def slack(self) -> float | None:
-        """The smallest slack of all blocks, or None if no block has one."""
-        return min((row.slack for row in self.rows if row.slack is not None), default=None)
+        """The smallest slack of all blocks (NaN if one is), or None if no block has one."""
+        slacks = [row.slack for row in self.rows if row.slack is not None]
+        return -_largest(-slack for slack in slacks) if slacks else None
 
     @property
     def objective(self) -> float:
@@ -156,21 +158,27 @@ def mean_gradient(
         parameters: what to differentiate by.
 
     Raises:
-        InputError: there are no batches.
+        InputError: there are no examples, or a parameter is frozen.
     """
+    if not all(p.requires_grad for p in parameters):
+        msg = "a penalised parameter has requires_grad=False by now; build the regularizer after freezing"
+        raise InputError(msg)
     totals = [torch.zeros_like(p) for p in parameters]
     loss_sum, count = 0.0, 0
     with _evaluation_mode(model), torch.enable_grad():
         for inputs, target in batches:
-            loss = loss_fn(model(inputs), target)
             size = _batch_size(inputs, target)
-            for total, g in zip(totals, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            if size == 0:
+                continue  # the mean over no examples is NaN
+            loss = loss_fn(model(inputs), target)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for total, g in zip(totals, gradients, strict=True):
                 if g is not None:
                     total.add_(g.detach().to_dense() if g.is_sparse else g.detach(), alpha=size)
             loss_sum += float(loss.detach()) * size
             count += size
     if count == 0:
-        msg = "batches must yield at least one pair (input, target), got none; a generator can be read only once"
+        msg = "batches must hold at least one example, got none; a generator can be read only once"
         raise InputError(msg)
     return loss_sum / count, [total.div_(count) for total in totals]
 
@@ -185,6 +193,12 @@ def _row(term: Term, gradients: list[Tensor]) -> CertificateRow:
     if strength > 0 and not bool(support.all()):
         slack = 1 - penalty.strength_max(g.masked_fill(support, 0.0)) / strength
     return CertificateRow(term.name, strength, residual, slack)
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Return the largest value, NaN if one is: with ``max`` alone that would hang on their order."""
+    listed = list(values)
+    return math.nan if any(math.isnan(value) for value in listed) else max(listed)
 
 
 def _batch_size(inputs: Any, target: Any) -> int:

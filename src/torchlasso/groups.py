@@ -6,11 +6,12 @@ tensor whose groups cross a shard boundary is a layout whose ``sum`` also adds o
 """
 
 import math
-from collections.abc import Sequence
+import operator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class KeptDims:
     def sizes(self) -> Tensor:
         """The number of entries of each group."""
         size = math.prod(n for dim, n in enumerate(self.shape) if dim not in self.kept)
-        return torch.full((self.count,), float(size), dtype=torch.float64)
+        return torch.full((self.count,), float(size), dtype=torch.float64, device="cpu")
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over each group."""
@@ -68,34 +69,42 @@ class KeptDims:
         return per_group.reshape([n if dim in self.kept else 1 for dim, n in enumerate(self.shape)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Indexed:
-    """Groups of indices along one dimension; a group holds all entries at its indices."""
+    """Groups of indices along one dimension; a group holds all entries at its indices.
+
+    ``numbers`` is the group of each position along ``dim``.  It is no tensor, because layouts are cached:
+    one first made in inference mode or under a default device would be of no use anywhere else.
+    """
 
     shape: tuple[int, ...]
     dim: int
-    index: Tensor  # group number of each position along ``dim``
+    numbers: "np.ndarray[tuple[int], np.dtype[np.int64]]"
     count: int
 
     @property
     def sizes(self) -> Tensor:
         """The number of entries of each group."""
         others = math.prod(n for dim, n in enumerate(self.shape) if dim != self.dim)
-        return torch.bincount(self.index, minlength=self.count).double() * others
+        counts = np.bincount(self.numbers, minlength=self.count)
+        return torch.from_numpy(counts.astype(np.float64) * others)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over each group."""
         others = [dim for dim in range(len(self.shape)) if dim != self.dim]
         totals = values.sum(others) if others else values
-        return totals.new_zeros(self.count).index_add(0, self.index.to(values.device), totals)
+        return totals.new_zeros(self.count).index_add(0, self._index(values), totals)
 
     def expand(self, per_group: Tensor) -> Tensor:
         """Return one value a group, shaped to broadcast against the tensor."""
-        spread = per_group[self.index.to(per_group.device)]
+        spread = per_group[self._index(per_group)]
         return spread.reshape([n if dim == self.dim else 1 for dim, n in enumerate(self.shape)])
 
+    def _index(self, like: Tensor) -> Tensor:
+        return torch.from_numpy(self.numbers).to(like.device)
 
-def normalise_groups(groups: str | Sequence[Sequence[int]]) -> GroupSpec:
+
+def normalise_groups(groups: object) -> GroupSpec:
     """Check what a user calls ``groups`` and return it in a hashable form.
 
     Args:
@@ -113,7 +122,7 @@ def normalise_groups(groups: str | Sequence[Sequence[int]]) -> GroupSpec:
             msg = f"groups must be one of {sorted(_KEPT_DIMS)} or lists of column indices, got {groups!r}"
             raise InputError(msg)
         return groups
-    lists = tuple(tuple(int(i) for i in group) for group in groups)
+    lists = _whole_numbers(groups)
     flat = [i for group in lists for i in group]
     if not lists or not all(lists) or min(flat) < 0:
         msg = "groups as index lists must be non-empty lists of indices that are zero or more"
@@ -123,6 +132,14 @@ def normalise_groups(groups: str | Sequence[Sequence[int]]) -> GroupSpec:
         msg = f"groups must not overlap, but {twice} are in more than one; give each index to one group"
         raise InputError(msg)
     return lists
+
+
+def _whole_numbers(groups: object) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(tuple(operator.index(i) for i in group) for group in groups)  # type: ignore[attr-defined]
+    except TypeError:
+        msg = f"groups must be one of {sorted(_KEPT_DIMS)} or lists of whole numbers, got {groups!r}"
+        raise InputError(msg) from None
 
 
 @lru_cache(maxsize=1024)
@@ -149,10 +166,10 @@ def layout_of(groups: GroupSpec, shape: tuple[int, ...]) -> GroupLayout:
     expected, got = set(range(shape[dim])), {i for group in groups for i in group}
     if expected != got:
         raise InputError(_coverage_message(expected, got, shape, dim))
-    index = torch.empty(shape[dim], dtype=torch.long)
+    numbers = np.empty(shape[dim], dtype=np.int64)
     for number, group in enumerate(groups):
-        index[list(group)] = number
-    return Indexed(shape, dim, index, len(groups))
+        numbers[list(group)] = number
+    return Indexed(shape, dim, numbers, len(groups))
 
 
 def _coverage_message(expected: set[int], got: set[int], shape: tuple[int, ...], dim: int) -> str:

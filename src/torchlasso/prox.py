@@ -43,7 +43,10 @@ def soft_threshold(w: Tensor, threshold: Step) -> Tensor:
     References:
         Donoho, "De-noising by soft-thresholding", IEEE Trans. Inf. Theory 41 (1995).
     """
-    return w - torch.clamp(w, -threshold, threshold)  # type: ignore[arg-type]  # number or tensor alike
+    wide = at_least_float32(w)
+    t = _finite(threshold, wide)
+    result = wide - torch.clamp(wide, -t, t)  # type: ignore[arg-type]  # number or tensor alike
+    return _without_negative_zero(result, w.dtype)
 
 
 def soft_threshold_nonnegative(w: Tensor, threshold: Step) -> Tensor:
@@ -62,7 +65,8 @@ def soft_threshold_nonnegative(w: Tensor, threshold: Step) -> Tensor:
         >>> soft_threshold_nonnegative(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
         tensor([0., 0., 1.])
     """
-    return torch.clamp(w - threshold, min=0.0) + 0.0  # the sum turns -0.0 into 0.0
+    wide = at_least_float32(w)
+    return _without_negative_zero((wide - _finite(threshold, wide)).clamp(min=0.0), w.dtype)
 
 
 def group_soft_threshold(w: Tensor, threshold: Tensor, groups: GroupSums) -> Tensor:
@@ -84,13 +88,30 @@ def group_soft_threshold(w: Tensor, threshold: Tensor, groups: GroupSums) -> Ten
     """
     norm = group_norms(w, groups)
     dead = (norm <= threshold) & (threshold > 0)
-    scale = 1 - threshold / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-    return _scale_groups(w, scale, dead, groups)
+    scale = torch.where(dead, 0.0, 1 - threshold / torch.where(norm > 0, norm, 1.0))
+    return _without_negative_zero(at_least_float32(w) * groups.expand(scale), w.dtype)
 
 
 def group_norms(w: Tensor, groups: GroupSums) -> Tensor:
-    """Return the Euclidean norm of every group of ``w``, in float32 or wider."""
-    return groups.sum(_wide(w).square()).sqrt()
+    """Return the Euclidean norm of every group of ``w``, in float32 or wider.
+
+    Differentiable, with gradient 0 at a zero group.  Groups are scaled before they are squared, so that
+    entries below 1e-19 or above 1e19 neither vanish nor overflow in float32.
+
+    Args:
+        w: any real tensor.
+        groups: how the entries of ``w`` fall into groups.
+
+    Returns:
+        A vector of one norm a group.
+    """
+    wide = at_least_float32(w)
+    size = groups.sum(wide.detach().abs())
+    scale = _usable_scale(size)
+    squares = groups.sum((wide / groups.expand(scale)).square())
+    zero = size == 0
+    # sqrt has an infinite slope at 0: keep it away from the zero groups instead of masking a NaN.
+    return torch.where(zero, 0.0, scale * torch.where(zero, 1.0, squares).sqrt())
 
 
 def group_soft_threshold_metric(w: Tensor, threshold: Tensor, groups: GroupSums) -> Tensor:
@@ -113,19 +134,18 @@ def group_soft_threshold_metric(w: Tensor, threshold: Tensor, groups: GroupSums)
         Deleu and Bengio, "Structured sparsity inducing adaptive optimizers", arXiv 2102.03869.
         The root as a trust-region problem: Moré and Sorensen, SIAM J. Sci. Stat. Comput. 4 (1983).
     """
-    wide = _wide(w)
-    t = _wide(threshold).expand_as(wide)
+    wide = at_least_float32(w)
+    t = at_least_float32(threshold).expand_as(wide)
     free = t == 0
-    tiny = torch.finfo(wide.dtype).tiny
     # ‖w/t‖ ≤ 1 decides whether the group dies; an entry with t = 0 keeps its group alive unless it is 0.
-    ratio = torch.where(free, torch.where(wide == 0, 0.0, torch.inf), wide / t.clamp_min(tiny))
-    penalised = groups.sum((~free).to(wide.dtype)) > 0
-    dead = (groups.sum(ratio.square()) <= 1) & penalised
-    r = _group_root(wide, t, groups)
-    # r is +inf for groups without any threshold: r/(r + 0) must be 1 there.
-    share = torch.where(free, 1.0, groups.expand(r) / (groups.expand(r) + t).clamp_min(tiny))
-    zero = torch.zeros((), dtype=w.dtype, device=w.device)
-    return torch.where(groups.expand(dead), zero, (wide * share).to(w.dtype)) + 0.0
+    ratio = torch.where(free, torch.where(wide == 0, 0.0, torch.inf), wide / torch.where(free, 1.0, t))
+    dead = groups.sum(ratio.square()) <= 1
+    scale = groups.expand(_usable_scale(groups.sum(wide.abs())))  # the root in units of the group's size
+    t = t / scale
+    r = groups.expand(_group_root(wide / scale, t, groups))
+    # An infinite weight makes r infinite, and shrinks nothing else in its group.
+    share = torch.where(free | r.isinf(), 1.0, r / (r + t).clamp_min(torch.finfo(wide.dtype).tiny))
+    return _without_negative_zero(torch.where(groups.expand(dead), 0.0, wide * share), w.dtype)
 
 
 def _group_root(w: Tensor, t: Tensor, groups: GroupSums, iterations: int = 60) -> Tensor:
@@ -134,27 +154,37 @@ def _group_root(w: Tensor, t: Tensor, groups: GroupSums, iterations: int = 60) -
     free_norm = groups.sum(torch.where(t == 0, w, 0.0).square()).sqrt()
     # Three lower bounds: ‖w‖ − ‖t‖ (Cauchy-Schwarz), the norm of the entries without a threshold, and
     # the root mean square of the |w| − t that are positive (each alone is a lower bound).
-    excess = groups.sum((w.abs() - t).clamp_min(0.0).square()) / groups.sum(torch.ones_like(w))
+    excess = groups.sum((w.abs() - t).clamp_min(0.0).square()) / groups.sum(torch.ones_like(w)).clamp_min(1.0)
     r = torch.maximum(groups.sum(w.square()).sqrt() - groups.sum(t.square()).sqrt(), free_norm)
     r = torch.maximum(r, excess.sqrt())
     for _ in range(iterations):
         shifted = (groups.expand(r) + t).clamp_min(tiny)
-        p = groups.sum((w / shifted).square())
-        slope = groups.sum((w / shifted).square() / shifted)
+        squares = (w / shifted).square()
+        p = groups.sum(squares)
+        slope = groups.sum(squares / shifted)
         move = (p.sqrt() - 1) * p / slope.clamp_min(tiny)
         move = torch.where(slope > 0, move.clamp_min(0.0), 0.0)
         r = r + move
-        if bool((move <= 4 * torch.finfo(w.dtype).eps * r).all()):
+        if not bool((move > 4 * torch.finfo(w.dtype).eps * r).any()):
             break
     return r
 
 
-def _scale_groups(w: Tensor, scale: Tensor, dead: Tensor, groups: GroupSums) -> Tensor:
-    """Multiply each group by its scale and write exact zeros over the dead ones."""
-    zero = torch.zeros((), dtype=w.dtype, device=w.device)
-    return torch.where(groups.expand(dead), zero, (_wide(w) * groups.expand(scale)).to(w.dtype))
-
-
-def _wide(w: Tensor) -> Tensor:
+def at_least_float32(w: Tensor) -> Tensor:
     """Return ``w`` in float32 if it is a half-precision tensor, else ``w`` itself."""
     return w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
+
+
+def _usable_scale(size: Tensor) -> Tensor:
+    """Return the sizes of the groups where one can divide by them, else 1."""
+    return torch.where((size > 0) & size.isfinite(), size, 1.0)
+
+
+def _finite(threshold: Step, w: Tensor) -> Step:
+    """Return a threshold that a number of ``w``'s type can hold: torch refuses a larger one in clamp."""
+    return threshold if isinstance(threshold, Tensor) else min(threshold, torch.finfo(w.dtype).max)
+
+
+def _without_negative_zero(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x``, which nothing else holds, in a dtype and with every -0.0 turned into 0.0."""
+    return x.to(dtype).add_(0.0)

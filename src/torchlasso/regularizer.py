@@ -1,7 +1,9 @@
 """Rules that say what is penalised, resolved once into terms; the differentiable sum; the table."""
 
+import copy
+import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +128,18 @@ class Regularizer:
         """Return the terms with the strengths of the current step."""
         return tuple(term.at(self.step) for term in self.terms)
 
-    def with_penalties(self, change: Mapping[Term, Penalty]) -> "Regularizer":
-        """Return a regularizer on the same blocks with other penalties.
+    def with_strength(self, strength: float) -> "Regularizer":
+        """Return a regularizer on the same blocks, every penalty at one strength.
 
         Args:
-            change: the new penalty of each term.
+            strength: the strength of all penalties.
         """
-        return Regularizer.from_terms(Term(change[term], term.members) for term in self.terms)
+        other = copy.copy(self)
+        other.terms = tuple(replace(t, penalty=replace(t.penalty, strength=strength)) for t in self.terms)
+        other.rows = tuple(
+            replace(row, penalty=row.penalty and replace(row.penalty, strength=strength)) for row in self.rows
+        )
+        return other
 
     def __str__(self) -> str:
         return _render(self.rows, self.step)
@@ -142,9 +149,7 @@ class Regularizer:
         return f"<Regularizer: {len(self.terms)} terms on {count:,} weights; print it for the table>"
 
 
-def _checked_rules(
-    rules: Penalty | Mapping[RuleKey, Penalty | None],
-) -> list[tuple[RuleKey, Penalty | None]]:
+def _checked_rules(rules: object) -> list[tuple[RuleKey, Penalty | None]]:
     if isinstance(rules, Penalty):
         return [("*", rules)]
     if not isinstance(rules, Mapping):
@@ -162,31 +167,36 @@ def _check_matches(table: list[tuple[RuleKey, Penalty | None]], found: list[Cand
     for key, _ in table:
         if not any(matches(key, candidate) for candidate in found):
             names = [candidate.names[0] for candidate in found]
-            hint = f"; did you mean {key + '.*'!r}?" if isinstance(key, str) and _is_module(key, names) else ""
             shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-            msg = f"rule {describe_key(key)} matches no parameter{hint} The model has: {shown}"
+            msg = f"rule {describe_key(key)} matches no parameter{_hint(key, names)} The model has: {shown}"
             raise RuleError(msg)
 
 
-def _is_module(key: str, names: list[str]) -> bool:
-    return any(name.startswith(key + ".") for name in names)
+def _hint(key: RuleKey, names: list[str]) -> str:
+    """Return how the user may have meant a name, as the end of a sentence."""
+    if not isinstance(key, str):
+        return "."
+    if any(name.startswith(key + ".") for name in names):
+        return f"; did you mean {key + '.*'!r}?"
+    near = difflib.get_close_matches(key, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def _resolve(
-    table: list[tuple[RuleKey, Penalty | None]], candidate: Candidate
-) -> tuple[Row, Term | None]:
+def _resolve(table: list[tuple[RuleKey, Penalty | None]], candidate: Candidate) -> tuple[Row, Term | None]:
     """Return the row of one parameter, and its term if it is penalised."""
-    shape = tuple(candidate.parameter.shape)
+    reason = _left_alone(candidate)
     for key, penalty in table:
         if not matches(key, candidate):
             continue
-        if penalty is None:
-            return Row(candidate.names, shape, None, _left_alone(candidate) or f"rule {describe_key(key)}"), None
-        reason = _left_alone(candidate)
-        if not candidate.parameter.requires_grad or (reason and not names_exactly(key, candidate)):
-            return Row(candidate.names, shape, None, reason or "frozen"), None
-        return _penalised(candidate, penalty, key)
-    return Row(candidate.names, shape, None, _left_alone(candidate) or "no rule matches"), None
+        named = candidate.parameter.requires_grad and names_exactly(key, candidate)
+        if penalty is not None and (reason is None or named):
+            return _penalised(candidate, penalty, key)
+        return _alone(candidate, reason or f"rule {describe_key(key)}"), None
+    return _alone(candidate, reason or "no rule matches"), None
+
+
+def _alone(candidate: Candidate, reason: str) -> Row:
+    return Row(candidate.names, tuple(candidate.parameter.shape), None, reason)
 
 
 def _penalised(candidate: Candidate, penalty: Penalty, key: RuleKey) -> tuple[Row, Term]:
@@ -223,8 +233,8 @@ def _check_used(
         if penalty is not None and first and all(term is None for _, term in first):
             reasons = "; ".join(f"{row.names[0]}: {row.reason}" for row, _ in first[:4])
             msg = (
-                f"rule {describe_key(key)} penalises nothing ({reasons}). "
-                "To penalise such a parameter all the same, name it exactly or give the Parameter itself"
+                f"rule {describe_key(key)} penalises nothing ({reasons}). To penalise what is left alone by "
+                "default, name it exactly or give the Parameter itself; frozen weights need requires_grad=True"
             )
             raise RuleError(msg)
 

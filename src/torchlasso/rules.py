@@ -1,9 +1,11 @@
 """Which parameters a rule selects, and which are left alone unless they are named.
 
 By default biases, normalisation parameters, embeddings, scalars and frozen parameters are not
-penalised.  A rule that *names* such a parameter overrides that: the ``Parameter`` itself, a pattern whose
-last part has no wildcard (``"fc.bias"``, ``"*.bias"``), or, for their weights, the module or the module type.
-Frozen parameters are never penalised.
+penalised.  A rule that *names* such a parameter overrides that: the ``Parameter`` itself; for a bias or a
+scalar a pattern whose last part has no wildcard (``"fc.bias"``, ``"*.bias"``); for the weight of a
+normalisation or an embedding a pattern that also names the layer (``"*.norm1.weight"``, as
+``"*.weight"`` speaks of weights at large), the module or the module type.  Frozen parameters are never
+penalised.
 """
 
 import fnmatch
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedParameter
 
 from torchlasso.errors import RuleError
 
@@ -21,6 +24,7 @@ RuleKey = str | re.Pattern[str] | type[nn.Module] | nn.Module | nn.Parameter
 
 _BIAS = re.compile(r"(^|_)bias(_|$)")
 _NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_CUSTOM_NORMALISATION = re.compile(r"Norm(\dd)?$")  # LlamaRMSNorm, LayerNorm2d
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -59,18 +63,24 @@ def candidates(model: nn.Module) -> Iterator[Candidate]:
 
     Args:
         model: any module.
+
+    Raises:
+        RuleError: a parameter of a lazy module has no shape yet.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     for parameter, aliases in names.items():
+        if isinstance(parameter, UninitializedParameter):
+            msg = f"parameter {aliases[0]!r} has no shape yet; pass one batch through the model first"
+            raise RuleError(msg)
         paths = [alias.rpartition(".")[0] for alias in aliases]
         ancestors = {id(modules[prefix]) for path in paths for prefix in _prefixes(path)}
         yield Candidate(tuple(aliases), parameter, tuple(modules[p] for p in paths), frozenset(ancestors))
 
 
-def matches(key: RuleKey, candidate: Candidate) -> bool:
+def matches(key: object, candidate: Candidate) -> bool:
     """Return whether a rule's key selects a parameter.
 
     Args:
@@ -107,16 +117,18 @@ def names_exactly(key: RuleKey, candidate: Candidate) -> bool:
     """
     if isinstance(key, nn.Parameter):
         return True
+    own_name_tells = candidate.exclusion in ("bias", "scalar")
     if isinstance(key, str):
-        return not any(c in key.rsplit(".", 1)[-1] for c in "*?[")
-    if isinstance(key, re.Pattern) or candidate.exclusion == "bias":
+        parts = key.split(".")[-1 if own_name_tells else -2 :]
+        return not any(c in part for part in parts for c in "*?[")
+    if isinstance(key, re.Pattern) or own_name_tells:
         return False
     if isinstance(key, nn.Module):
         return any(owner is key for owner in candidate.owners)
     return _is_normalisation(key) or issubclass(key, _EMBEDDINGS)
 
 
-def describe_key(key: RuleKey) -> str:
+def describe_key(key: object) -> str:
     """Return a rule's key as a reader wrote it.
 
     Args:
@@ -134,7 +146,7 @@ def describe_key(key: RuleKey) -> str:
 def _is_normalisation(module: nn.Module | type[nn.Module]) -> bool:
     """Return whether a module (or type) normalises; custom ones are known by their name."""
     kind = module if isinstance(module, type) else type(module)
-    return issubclass(kind, _NORMALISATIONS) or kind.__name__.endswith("Norm")
+    return issubclass(kind, _NORMALISATIONS) or bool(_CUSTOM_NORMALISATION.search(kind.__name__))
 
 
 def _prefixes(path: str) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The model of the L1 tutorial, as every introduction writes it."""
 
+import operator
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class SimpleNet(nn.Module):
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
         for name, size in sizes.items():
-            if int(size) != size or size < 1:
+            if not _is_whole(size) or size < 1:
                 msg = f"{name} must be a whole number of 1 or more, got {size!r}"
                 raise InputError(msg)
         self.l1_strength = check_strength(l1_strength, "l1_strength")
@@ -50,3 +52,11 @@ class SimpleNet(nn.Module):
     def l1_regularization(self) -> Tensor:
         """Return ``l1_strength · Σ|p|`` over all parameters, a differentiable 0-d tensor."""
         return self.l1_strength * torch.stack([p.abs().sum() for p in self.parameters()]).sum()
+
+
+def _is_whole(size: object) -> bool:
+    try:
+        operator.index(size)  # type: ignore[arg-type]  # what is no whole number raises
+    except TypeError:
+        return False
+    return True

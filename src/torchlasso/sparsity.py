@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from torchlasso.rules import candidates
@@ -10,6 +9,8 @@ from torchlasso.tables import render_table
 
 NEAR = 1e-3
 """A weight is *near* zero if it is not zero but below this fraction of its tensor's largest magnitude."""
+
+_COLUMNS = ("tensor", "shape", "entries", "zeros", "sparsity", "near zeros", "dead rows", "dead columns")
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class SparsityRow:
         numel: number of entries.
         zeros: number of entries that are exactly zero.
         near_zeros: entries that are not zero, but below a thousandth of the largest magnitude.
-        dead_rows: indices of dimension 0 (neurons, filters) that are zero throughout; None for vectors.
-        dead_columns: indices of dimension 1 (inputs) that are zero throughout; None for vectors.
+        dead_rows: how many rows (neurons, filters; dimension 0) are zero throughout; None for vectors.
+        dead_columns: how many columns (inputs; dimension 1) are zero throughout; None for vectors.
     """
 
     name: str
@@ -62,11 +63,13 @@ class SparsityTable:
         return self.zeros / self.numel if self.numel else 0.0
 
     def __str__(self) -> str:
-        cells = [(*_cells(row), row.dead_rows, row.dead_columns) for row in self.rows]
+        cells: list[tuple[object, ...]] = [
+            (*_cells(row), row.dead_rows, row.dead_columns) for row in self.rows
+        ]
         near = sum(row.near_zeros for row in self.rows)
-        cells.append(("total", "", f"{self.numel:,}", f"{self.zeros:,}", f"{self.total:.2%}", f"{near:,}", "", ""))
-        columns = ("tensor", "shape", "entries", "zeros", "sparsity", "near zeros", "dead rows", "dead columns")
-        return render_table(columns, cells)
+        counts = f"{self.numel:,}", f"{self.zeros:,}", f"{self.total:.2%}", f"{near:,}"
+        cells.append(("total", "", *counts, "", ""))
+        return render_table(_COLUMNS, cells)
 
 
 def sparsity(model: nn.Module) -> SparsityTable:
@@ -79,6 +82,7 @@ def sparsity(model: nn.Module) -> SparsityTable:
         A table with one row a tensor; ``.total`` is the fraction of exact zeros over all of them.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(3, 2, bias=False)
         >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 1e-6]]))
         >>> print(sparsity(layer))

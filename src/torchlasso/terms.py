@@ -5,6 +5,7 @@ column) is *gathered* into a matrix with one row a group, so that a penalty with
 on all of them at once, and *scattered* back.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -30,6 +31,12 @@ class Member:
     parameter: nn.Parameter
     dim: int = 0
 
+    @property
+    def width(self) -> int:
+        """How many of its entries belong to each group of a joint block."""
+        dim = self.dim % self.parameter.ndim
+        return math.prod(n for d, n in enumerate(self.parameter.shape) if d != dim)
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
@@ -44,12 +51,30 @@ class Term:
 
     def __post_init__(self) -> None:
         """Check that the penalty fits the block."""
-        counts = {m.name: m.parameter.shape[m.dim] for m in self.members} if len(self.members) > 1 else {}
+        if not self.members:
+            msg = "a term needs at least one parameter"
+            raise RuleError(msg)
+        if len(self.members) > 1:
+            self._check_joint()
+        self.penalty.validate(self.shape)
+
+    def _check_joint(self) -> None:
+        for m in self.members:
+            if not -m.parameter.ndim <= m.dim < m.parameter.ndim:
+                msg = f"{m.name} of shape {tuple(m.parameter.shape)} has no dimension {m.dim} of groups"
+                raise RuleError(msg)
+        counts = {m.name: m.parameter.shape[m.dim] for m in self.members}
         if len(set(counts.values())) > 1:
             msg = f"the members of a joint group must have one entry a group each, got {counts}"
             raise RuleError(msg)
-        with torch.no_grad():
-            self.penalty.validate(self.gather([m.parameter for m in self.members]).shape)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the block's one tensor."""
+        first = self.members[0]
+        if len(self.members) == 1:
+            return first.parameter.shape
+        return torch.Size((first.parameter.shape[first.dim], sum(m.width for m in self.members)))
 
     @property
     def name(self) -> str:
@@ -66,6 +91,10 @@ class Term:
         penalty = self.penalty.at(step)
         return self if penalty is self.penalty else replace(self, penalty=penalty)
 
+    def unshrunk(self) -> Self:
+        """Return the term at strength 0: its prox only keeps the constraints, such as non-negativity."""
+        return replace(self, penalty=replace(self.penalty, strength=0.0))
+
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors shaped like the members as the block's one tensor.
 
@@ -77,8 +106,8 @@ class Term:
         """
         if len(self.members) == 1:
             return tensors[0]
-        rows = [t.movedim(m.dim, 0).reshape(t.shape[m.dim], -1) for m, t in zip(self.members, tensors, strict=True)]
-        return torch.cat(rows, dim=1)
+        pairs = zip(self.members, tensors, strict=True)
+        return torch.cat([t.movedim(m.dim, 0).reshape(t.shape[m.dim], m.width) for m, t in pairs], dim=1)
 
     def scatter(self, block: Tensor) -> list[Tensor]:
         """Return the parts of a gathered tensor, each shaped like its member.
@@ -88,11 +117,12 @@ class Term:
         """
         if len(self.members) == 1:
             return [block]
-        sizes = [m.parameter.numel() // m.parameter.shape[m.dim] for m in self.members]
-        parts = []
-        for member, part in zip(self.members, block.split(sizes, dim=1), strict=True):
+        parts, start = [], 0
+        for member in self.members:
             moved = member.parameter.movedim(member.dim, 0)
+            part = block[:, start : start + member.width]
             parts.append(part.reshape(moved.shape).movedim(0, member.dim))
+            start += member.width
         return parts
 
     def value(self) -> Tensor:

@@ -54,7 +54,9 @@ def test_sgd_reaches_the_optimum(problem: Problem, kind: str) -> None:
 
 
 ADAM_CASES = [(torch.optim.Adam, p) for p in PROBLEMS] + [
-    (torch.optim.AdamW, p) for p in PROBLEMS if p.fraction == 0.1  # the same metric: one strength a case
+    (torch.optim.AdamW, p)
+    for p in PROBLEMS
+    if p.fraction == 0.1  # the same metric: one strength a case
 ]
 
 

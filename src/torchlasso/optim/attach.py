@@ -35,6 +35,7 @@ class Handle:
         self._frozen: dict[nn.Parameter, Tensor] | None = None
         self._loading: dict[str, Any] | None = None
         self._memory = self._resumed_memory()
+        regularizer.step = self.steps
         self._hooks = [
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_post_hook(self._save),
@@ -51,7 +52,7 @@ class Handle:
         """Keep every penalised weight that is now zero at zero, and switch the penalty off.
 
         Training on refits the nonzero weights without shrinkage (debiasing); momentum, weight decay and
-        noise cannot revive a zero.
+        noise cannot revive a zero.  Constraints (``nonnegative``) still hold.
         """
         self._frozen = {p: p.detach() == 0 for term in self.regularizer.terms for p in term.parameters}
 
@@ -69,15 +70,18 @@ class Handle:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Apply the proximal map in the metric of the step just taken."""
+        if _skipped(optimizer):
+            return
         for term in self.regularizer.terms:
             metrics = [self._displacement(parameter) for parameter in term.parameters]
             if all(metric is None for metric in metrics):
                 continue  # no gradient, so the optimizer did not move it either
             if self._frozen is None:
                 _shrink(term.at(self.steps), metrics)
-            else:
-                for parameter in term.parameters:
-                    parameter.masked_fill_(self._frozen[parameter], 0.0)
+                continue
+            _shrink(term.unshrunk(), metrics)
+            for parameter in term.parameters:
+                parameter.masked_fill_(self._frozen[parameter].to(parameter.device), 0.0)
         self.steps += 1
         self.regularizer.step = self.steps
 
@@ -86,7 +90,7 @@ class Handle:
         if parameter.grad is None:
             return None
         memory = self._memory.setdefault(parameter, {})
-        state = self.optimizer.state[parameter]
+        state = self.optimizer.state.get(parameter, {})  # indexing would add an entry to a plain SGD's state
         return self._metric.displacement(self._groups[parameter], state, memory)
 
     def _resumed_memory(self) -> dict[nn.Parameter, Memory]:
@@ -106,7 +110,17 @@ class Handle:
         return {**state_dict, _KEY: {"steps": self.steps, "memory": memory, "frozen": frozen}}
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        self._loading = state_dict.get(_KEY)
+        saved = state_dict.get(_KEY)
+        frozen = saved and saved["frozen"]
+        if frozen is not None and {p for n, p in self._numbered().items() if n in frozen} != set(
+            self._groups
+        ):
+            msg = (
+                "the loaded state holds frozen zeros of other parameters than the regularizer penalises; "
+                "attach the regularizer that it was saved with"
+            )
+            raise InputError(msg)
+        self._loading = saved
 
     def _after_load(self, optimizer: Optimizer) -> None:
         """Restore the handle's state; torch has replaced the optimizer's groups and state by now."""
@@ -133,7 +147,9 @@ def attach(optimizer: Optimizer, regularizer: Regularizer) -> Handle:
     After each ``optimizer.step()`` every penalised block becomes ``prox(w, D)``, with ``D`` the
     optimizer's own metric (the displacement that a constant unit gradient would cause), so that the
     strength means the same under every optimizer.  Leave the penalty out of the loss.  With lr = 0
-    nothing moves; a parameter without a gradient is not shrunk.
+    nothing moves; a parameter without a gradient is not shrunk, and a step that a ``GradScaler`` skips
+    shrinks nothing.  The handle's state (step, frozen zeros) travels in ``optimizer.state_dict()``; to
+    resume, attach first and load afterwards.
 
     AdamW's decoupled weight decay is not an L2 penalty of the objective; for that use ``ElasticNet``.
 
@@ -167,15 +183,31 @@ def attach(optimizer: Optimizer, regularizer: Regularizer) -> Handle:
         Duchi and Singer, "Efficient online and batch learning using forward backward splitting",
         J. Mach. Learn. Res. 10 (2009).  In an adaptive metric: arXiv 2102.03869.
     """
-    if not isinstance(optimizer, Optimizer):
-        msg = f"attach expects a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        raise InputError(msg)
+    _check_kinds(optimizer, regularizer)
     if optimizer in _attached:
         msg = "this optimizer is attached already; call remove() on its handle first"
         raise InputError(msg)
     handle = Handle(optimizer, regularizer)
     _attached.add(optimizer)
     return handle
+
+
+def _check_kinds(optimizer: object, regularizer: object) -> None:
+    if not isinstance(optimizer, Optimizer):
+        msg = f"attach expects a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        raise InputError(msg)
+    if not isinstance(regularizer, Regularizer):
+        msg = f"attach expects a Regularizer(model, penalty), got {type(regularizer).__name__}"
+        raise InputError(msg)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Return whether a GradScaler told a fused optimizer to leave the weights as they are.
+
+    Other optimizers are not called at all then; a fused one is, with ``found_inf`` set on it.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
 
 
 def _groups_of(optimizer: Optimizer, regularizer: Regularizer) -> dict[nn.Parameter, dict[str, Any]]:
@@ -207,4 +239,5 @@ def _full(parameter: nn.Parameter, metric: float | Tensor | None) -> Tensor:
     """Return a metric as a tensor shaped like its parameter (zero if the parameter did not move)."""
     if isinstance(metric, Tensor):
         return metric
-    return torch.full_like(parameter, 0.0 if metric is None else metric)
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return torch.full_like(parameter, 0.0 if metric is None else metric, dtype=dtype)

@@ -7,6 +7,7 @@ optimizer; with any other threshold the strength means something else under each
 from abc import ABC, abstractmethod
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -75,7 +76,9 @@ class AdamMetric(Metric):
         """Return ``lr / (√v̂ + ε)``."""
         second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
         correction = 1 - float(group["betas"][1]) ** float(state["step"])
-        denominator = (second / correction).sqrt_().add_(group["eps"])
+        # In float16 the usual epsilon of 1e-8 would be 0.
+        wide = second.to(torch.promote_types(second.dtype, torch.float32))
+        denominator = (wide / correction).sqrt_().add_(group["eps"])
         result: Tensor = float(group["lr"]) / denominator
         return result
 
@@ -105,8 +108,8 @@ def metric_of(optimizer: Optimizer) -> Metric:
     if kind not in _METRICS:
         known = ", ".join(sorted(k.__name__ for k in _METRICS))
         msg = (
-            f"the metric of {kind.__module__}.{kind.__qualname__} is not known, so the strength would not mean "
-            f"the same as elsewhere; use one of torch.optim's {known}"
+            f"the metric of {kind.__module__}.{kind.__qualname__} is not known, so the strength would not "
+            f"mean the same as elsewhere; use one of torch.optim's {known}"
         )
         raise UnsupportedOptimizerError(msg)
     return _METRICS[kind]

@@ -5,10 +5,11 @@ virtual tensor (see ``terms.py``), and a strength that changes by step is resolv
 anything is computed, so no penalty ever needs to know about either.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -46,7 +47,10 @@ class Penalty(ABC):
             tensor([0.7000])
         """
         if callable(self.strength):
-            return replace(self, strength=check_strength(self.strength(step), f"the schedule at step {step}"))
+            resolved = copy.copy(self)  # not `replace`, which would check all arguments again at every step
+            strength = check_strength(self.strength(step), f"the schedule at step {step}")
+            object.__setattr__(resolved, "strength", strength)
+            return resolved
         return self
 
     @property
@@ -121,8 +125,10 @@ def check_strength(strength: object, source: str = "strength") -> float:
         1.0
     """
     try:
-        number = float(strength)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        if isinstance(strength, (str, bytes)):  # float() would read them
+            raise TypeError
+        number = float(strength)  # type: ignore[arg-type]  # what is no number raises
+    except (TypeError, ValueError, RuntimeError):
         msg = f"{source} must be a number or a function of the step, got {type(strength).__name__}"
         raise InputError(msg) from None
     if not math.isfinite(number) or number < 0:
@@ -138,8 +144,8 @@ def check_ratio(l1_ratio: float) -> None:
         raise InputError(msg)
 
 
-def check_weights(weights: Tensor | None) -> None:
-    """Raise ``InputError`` unless the weights are a tensor of numbers zero or more (infinity included)."""
+def check_weights(weights: object) -> None:
+    """Raise ``InputError`` unless the weights are None, or a tensor of numbers from zero to infinity."""
     if weights is None:
         return
     if not isinstance(weights, Tensor):
@@ -148,3 +154,19 @@ def check_weights(weights: Tensor | None) -> None:
     if bool((weights < 0).any()) or bool(weights.isnan().any()):
         msg = "weights must be zero ('always keep'), positive, or infinite ('exclude'); got negative or NaN"
         raise InputError(msg)
+
+
+def split_weights(weights: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the weights in another dtype with 0 for the infinite ones, and where those are.
+
+    Which are infinite is decided before the conversion: a weight that is too large for the new dtype
+    is a large weight still, and excludes nothing.
+
+    Args:
+        weights: zero, positive or infinite.
+        device: of the result.
+        dtype: of the result, at least float32.
+    """
+    excluded = weights.isinf().to(device)
+    finite = weights.to(device, dtype).clamp(max=torch.finfo(dtype).max)
+    return torch.where(excluded, 0.0, finite), excluded

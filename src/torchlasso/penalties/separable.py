@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from torchlasso.errors import InputError
-from torchlasso.penalties.base import Penalty, check_ratio, check_weights
-from torchlasso.prox import soft_threshold, soft_threshold_nonnegative
+from torchlasso.penalties.base import Penalty, check_ratio, check_weights, split_weights
+from torchlasso.prox import at_least_float32, soft_threshold, soft_threshold_nonnegative
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,30 +37,24 @@ class _AbsoluteAndSquare(Penalty):
 
     def validate(self, shape: torch.Size) -> None:
         """Raise ``InputError`` if the weights do not broadcast to ``shape``."""
-        weights = self.weights
-        if weights is None:
+        if self.weights is None:
             return
         try:
-            fits = torch.broadcast_shapes(weights.shape, shape) == shape
+            self.weights.expand(shape)
         except RuntimeError:
-            fits = False
-        if not fits:
-            msg = f"weights of shape {tuple(weights.shape)} do not broadcast to a tensor of {tuple(shape)}"
-            raise InputError(msg)
+            given = tuple(self.weights.shape)
+            msg = f"weights of shape {given} do not broadcast to a tensor of {tuple(shape)}"
+            raise InputError(msg) from None
 
     def value(self, w: Tensor) -> Tensor:
         """Return ``strength · Σ_j c_j (a·|w_j| + b·w_j²/2)``; infinite outside the constraints."""
         a, b = self._shares
-        weights = self.weights
-        terms = a * w.abs() if b == 0 else a * w.abs() + 0.5 * b * w.square()
-        if weights is not None:
-            c = weights.to(w)
-            # 0·∞ would be NaN: an excluded entry costs nothing at zero, where it is held.
-            terms = torch.where(c.isinf() & (w == 0), 0.0, terms * torch.where(c.isinf(), 1.0, c))
-        total = self.current_strength * terms.sum()
-        if weights is None and not self.nonnegative:
-            return total
-        return torch.where(self._outside(w.detach()).any(), torch.inf, total)
+        wide = at_least_float32(w)
+        c, _ = self._weights(wide)  # an excluded entry costs nothing at zero, where it is held
+        terms = a * wide.abs() if b == 0 else a * wide.abs() + 0.5 * b * wide.square()
+        total = self.current_strength * (terms if c is None else c * terms).sum()
+        outside = self._outside(w.detach())
+        return total if outside is None else torch.where(outside.any(), torch.inf, total)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return ``soft(w, step·λ·c·a) / (1 + step·λ·c·b)``, clipped at zero if ``nonnegative``.
@@ -70,21 +64,22 @@ class _AbsoluteAndSquare(Penalty):
             step: a number or a tensor that broadcasts to ``w``.
 
         Returns:
-            A new tensor with exact zeros.
+            A new tensor of the dtype of ``w``, with exact zeros.
         """
         a, b = self._shares
-        weights = self.weights
+        wide = at_least_float32(w)
+        c, excluded = self._weights(wide)
         scaled: float | Tensor = step * self.current_strength
-        if weights is not None:
-            c = weights.to(w)
-            scaled = scaled * torch.where(c.isinf(), 0.0, c)
+        if c is not None:
+            scaled = torch.where(c > 0, scaled * c, 0.0)  # also where the step overflowed: 0·∞ is NaN
         shrink = soft_threshold_nonnegative if self.nonnegative else soft_threshold
-        result = shrink(w, scaled * a)
+        result = shrink(wide, scaled * a if a > 0 else 0.0)  # 0·∞ is NaN here too
         if b > 0:
             result = result / (1 + scaled * b)
-        if weights is not None:
-            result = torch.where(weights.to(w).isinf(), torch.zeros((), dtype=w.dtype, device=w.device), result)
-        return result
+        if excluded is not None:
+            result = torch.where(excluded, 0.0, result)
+        # A division or a narrower dtype can round a negative number to -0.0; the sum turns it into 0.0.
+        return result if result.dtype == w.dtype and b == 0 else result.to(w.dtype) + 0.0
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return ``|g + λc(a·sign(w) + b·w)|`` where ``w ≠ 0``, else ``max(|g| − λca, 0)``.
@@ -100,15 +95,16 @@ class _AbsoluteAndSquare(Penalty):
             A tensor of the shape of ``w``.
         """
         a, b = self._shares
-        weights = self.weights
-        c: Tensor | float = 1.0 if weights is None else torch.where(weights.isinf(), 0.0, weights).to(w)
-        bound = self.current_strength * a * c
-        on = (grad + bound * w.sign() + self.current_strength * b * c * w).abs()
-        off = ((-grad if self.nonnegative else grad.abs()) - bound).clamp_min(0.0)
+        w, grad = at_least_float32(w), at_least_float32(grad)
+        c, excluded = self._weights(w)
+        scaled = self.current_strength * (1.0 if c is None else c)
+        on = (grad + scaled * (a * w.sign() + b * w)).abs()
+        off = ((-grad if self.nonnegative else grad.abs()) - scaled * a).clamp_min(0.0)
         result = torch.where(w == 0, off, on)
-        if weights is not None:
-            result = torch.where(weights.to(w).isinf() & (w == 0), 0.0, result)
-        return torch.where(self._outside(w), torch.inf, result)
+        if excluded is not None:
+            result = torch.where(excluded & (w == 0), 0.0, result)
+        outside = self._outside(w)
+        return result if outside is None else torch.where(outside, torch.inf, result)
 
     def strength_max(self, grad: Tensor) -> float:
         """Return ``max_j |g_j| / (a·c_j)`` over the penalised entries (``−g_j`` if ``nonnegative``).
@@ -121,11 +117,11 @@ class _AbsoluteAndSquare(Penalty):
             there is no L1 part.
         """
         a, _ = self._shares
-        weights = self.weights
+        grad = at_least_float32(grad)
+        c, _ = self._weights(grad)
         pull = (-grad).clamp_min(0.0) if self.nonnegative else grad.abs()
-        if weights is not None:
-            c = weights.to(grad)
-            pull = torch.where(c > 0, pull / c.clamp_min(torch.finfo(grad.dtype).tiny), 0.0)
+        if c is not None:
+            pull = torch.where(c > 0, pull / torch.where(c > 0, c, 1.0), 0.0)
         largest = float(pull.max()) if pull.numel() else 0.0
         if largest == 0.0:
             return 0.0
@@ -135,12 +131,16 @@ class _AbsoluteAndSquare(Penalty):
         """Return where ``w`` is not zero."""
         return w != 0
 
-    def _outside(self, w: Tensor) -> Tensor:
-        """Return where ``w`` violates non-negativity or an exclusion."""
-        weights = self.weights
-        outside = w < 0 if self.nonnegative else torch.zeros_like(w, dtype=torch.bool)
-        if weights is not None:
-            outside = outside | (weights.to(w).isinf() & (w != 0))
+    def _weights(self, like: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return ``c`` (0 for the excluded entries) and which entries are excluded, or None and None."""
+        return (None, None) if self.weights is None else split_weights(self.weights, like.device, like.dtype)
+
+    def _outside(self, w: Tensor) -> Tensor | None:
+        """Return where ``w`` violates non-negativity or an exclusion, or None if nothing can."""
+        outside = w < 0 if self.nonnegative else None
+        if self.weights is not None:
+            excluded = self.weights.isinf().to(w.device) & (w != 0)
+            outside = excluded if outside is None else outside | excluded
         return outside
 
 

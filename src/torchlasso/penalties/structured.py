@@ -9,8 +9,13 @@ from torch import Tensor
 
 from torchlasso.errors import InputError
 from torchlasso.groups import GroupLayout, layout_of, normalise_groups
-from torchlasso.penalties.base import Penalty, check_weights
-from torchlasso.prox import group_norms, group_soft_threshold, group_soft_threshold_metric
+from torchlasso.penalties.base import Penalty, check_weights, split_weights
+from torchlasso.prox import (
+    at_least_float32,
+    group_norms,
+    group_soft_threshold,
+    group_soft_threshold_metric,
+)
 
 
 @final
@@ -61,18 +66,17 @@ class GroupLasso(Penalty):
         """Raise ``InputError`` if the groups or their weights do not fit ``shape``."""
         count = self._layout(shape).count
         if isinstance(self.weights, Tensor) and self.weights.numel() not in (1, count):
-            msg = f"weights must hold one entry a group ({count} groups in {tuple(shape)}), got {self.weights.numel()}"
+            got = self.weights.numel()
+            msg = f"weights must hold one entry a group ({count} groups in {tuple(shape)}), got {got}"
             raise InputError(msg)
 
     def value(self, w: Tensor) -> Tensor:
         """Return ``strength · Σ_g c_g ‖w_g‖₂``, with gradient 0 at a zero group."""
         layout = self._layout(w.shape)
-        squares = layout.sum(w.square())
-        alive = squares > 0
-        # sqrt has an infinite slope at 0: keep it away from the zero groups instead of masking a NaN.
-        norms = torch.where(alive, torch.where(alive, squares, 1.0).sqrt(), 0.0)
-        c = torch.where(alive, self._weights(layout, w), 0.0)  # an excluded group costs nothing at zero
-        return self.current_strength * (c * norms).sum()
+        norms = group_norms(w, layout)
+        c, excluded = self._weights(layout, norms)
+        total = self.current_strength * (c * norms).sum()
+        return total if excluded is None else torch.where((excluded & (norms != 0)).any(), torch.inf, total)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return every group shrunk in the metric ``step``, or exactly zero.
@@ -82,18 +86,22 @@ class GroupLasso(Penalty):
             step: a number, or a tensor that broadcasts to ``w``.
 
         Returns:
-            A new tensor of the shape of ``w``.
+            A new tensor of the shape and dtype of ``w``.
         """
         layout = self._layout(w.shape)
-        c = self._weights(layout, w)
-        excluded = c.isinf()
-        threshold = self.current_strength * torch.where(excluded, 0.0, c)
-        if isinstance(step, Tensor) and step.numel() > 1:
-            result = group_soft_threshold_metric(w, step * layout.expand(threshold), layout)
+        c, excluded = self._weights(layout, at_least_float32(w))
+        strength = self.current_strength
+        if strength == 0:
+            result = w + 0.0
+        elif isinstance(step, Tensor) and step.numel() != 1:
+            price = layout.expand(c)  # where it is 0 the group is free, even if the step overflowed
+            result = group_soft_threshold_metric(
+                w, torch.where(price > 0, step * strength * price, 0.0), layout
+            )
         else:
-            result = group_soft_threshold(w, threshold * step, layout)
-        zero = torch.zeros((), dtype=w.dtype, device=w.device)
-        return torch.where(layout.expand(excluded), zero, result)
+            number = step.reshape(()) if isinstance(step, Tensor) else step
+            result = group_soft_threshold(w, torch.where(c > 0, number * strength * c, 0.0), layout)
+        return result if excluded is None else torch.where(layout.expand(excluded), 0.0, result)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return ``‖g + λc·w/‖w‖‖`` for a group that is not zero, else ``max(‖g‖ − λc, 0)``.
@@ -106,14 +114,16 @@ class GroupLasso(Penalty):
             A vector of one residual a group (infinite for an excluded group that is not zero).
         """
         layout = self._layout(w.shape)
-        c = self._weights(layout, w)
-        excluded = c.isinf()
-        bound = self.current_strength * torch.where(excluded, 0.0, c)
+        w, grad = at_least_float32(w), at_least_float32(grad)
+        c, excluded = self._weights(layout, w)
+        bound = self.current_strength * c
         norm = group_norms(w, layout)
-        alive = norm > 0
-        direction = w * layout.expand(torch.where(alive, bound / torch.where(alive, norm, 1.0), 0.0))
+        alive = norm != 0  # NaN counts as alive, so that it shows
+        direction = w / layout.expand(torch.where(alive, norm, 1.0)) * layout.expand(bound)
         off = (group_norms(grad, layout) - bound).clamp_min(0.0)
         result = torch.where(alive, group_norms(grad + direction, layout), off)
+        if excluded is None:
+            return result
         return torch.where(excluded, torch.where(alive, torch.inf, 0.0), result)
 
     def strength_max(self, grad: Tensor) -> float:
@@ -126,8 +136,9 @@ class GroupLasso(Penalty):
             The smallest strength at which zero is stationary.
         """
         layout = self._layout(grad.shape)
-        c = self._weights(layout, grad)
-        ratio = torch.where(c > 0, group_norms(grad, layout) / c.clamp_min(torch.finfo(c.dtype).tiny), 0.0)
+        norms = group_norms(grad, layout)
+        c, _ = self._weights(layout, norms)
+        ratio = torch.where(c > 0, norms / torch.where(c > 0, c, 1.0), 0.0)
         return float(ratio.max()) if ratio.numel() else 0.0
 
     def support(self, w: Tensor) -> Tensor:
@@ -141,13 +152,13 @@ class GroupLasso(Penalty):
         return f"GroupLasso({groups})"
 
     def _layout(self, shape: torch.Size) -> GroupLayout:
-        return layout_of(self.groups, tuple(shape))  # type: ignore[arg-type]  # normalised on construction
+        return layout_of(self.groups, tuple(shape))
 
-    def _weights(self, layout: GroupLayout, w: Tensor) -> Tensor:
-        """Return ``c`` as a vector of one entry a group, in float32 or wider."""
-        dtype = torch.promote_types(w.dtype, torch.float32)
-        if self.weights is None:
-            return torch.ones(layout.count, dtype=dtype, device=w.device)
+    def _weights(self, layout: GroupLayout, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``c``, one entry a group (0 for the excluded ones), and which groups are excluded."""
         if isinstance(self.weights, Tensor):
-            return self.weights.to(w.device, dtype).reshape(-1).expand(layout.count)
-        return layout.sizes.sqrt().to(w.device, dtype)
+            c, excluded = split_weights(self.weights.reshape(-1), like.device, like.dtype)
+            return c.expand(layout.count), excluded.expand(layout.count)
+        if self.weights is None:
+            return torch.ones(layout.count, dtype=like.dtype, device=like.device), None
+        return layout.sizes.sqrt().to(like.device, like.dtype), None

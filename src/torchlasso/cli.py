@@ -1,0 +1,177 @@
+"""The command line: parse, call, print."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from torchlasso.data import bundled, read_table
+from torchlasso.errors import InputError, TorchlassoError
+from torchlasso.files import output_folder, read_checkpoint
+from torchlasso.monitor.console import FitProgress, print_summary
+from torchlasso.outputs import check_prediction_file, predict_command, write_fit, write_table
+from torchlasso.penalties.base import check_strength
+from torchlasso.predictor import Predictor
+from torchlasso.sparsity import SparsityTable, count_zeros
+from torchlasso.structure import PENALTIES
+from torchlasso.tabular import Request, fit_table
+
+_INTERRUPTED = "interrupted; no file was left half-written"
+_TYPER_INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sparse models with exact zeros, the strength chosen for you.",
+)
+
+Target = Annotated[str, typer.Option("--target", help="The column to predict.")]
+Hidden = Annotated[str, typer.Option(help="Widths of the hidden layers, such as 64,32; 'none' for a linear model.")]
+PenaltyName = Annotated[str, typer.Option(help="What vanishes together: l1 (single weights), features or neurons.")]
+StrengthName = Annotated[str, typer.Option(help="A number, or 'auto' to choose it on validation rows.")]
+TestName = Annotated[str, typer.Option(help="The share of the rows to test on, or another table.")]
+OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results; default torchlasso-<table>.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the splits, the weights and the shuffling.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …")]
+
+
+@app.command()
+def fit(
+    table: Annotated[Path, typer.Argument(help="CSV, TSV, Parquet, Arrow, Feather or JSON lines.")],
+    target: Target,
+    hidden: Hidden = "100",
+    penalty: PenaltyName = "l1",
+    strength: StrengthName = "auto",
+    test: TestName = "0.2",
+    out: OutFolder = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Fit a sparse model to a table: scores, selected features, a report and a model file."""
+    share = _share(test)
+    request = Request(
+        target=target,
+        source=str(table),
+        hidden=_widths(hidden),
+        penalty=_penalty(penalty),
+        strength=None if strength == "auto" else check_strength(strength, "--strength"),
+        test=read_table(test) if share is None else share,
+        test_source=test,
+        seed=seed,
+        device=device,
+    )
+    _run(read_table(table), request, out or Path(f"torchlasso-{table.name.split('.')[0]}"), table)
+
+
+@app.command()
+def demo(
+    name: Annotated[str, typer.Argument(help="breast_cancer, digits, wine or diabetes.")] = "breast_cancer",
+    hidden: Hidden = "100",
+    penalty: PenaltyName = "l1",
+    out: OutFolder = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit a sparse model to one of scikit-learn's own data sets."""
+    frame, target = bundled(name)
+    folder = output_folder(out or Path(f"torchlasso-{name}"))
+    table = folder / f"{name}.csv"
+    write_table(frame, table)  # so that the printed command to predict can be run as it is
+    request = Request(target=target, source=name, hidden=_widths(hidden), penalty=_penalty(penalty), seed=seed)
+    _run(frame, request, folder, table)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="The model.safetensors of a fit.")],
+    table: Annotated[Path, typer.Argument(help="A table with the columns of the training table.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where the predictions go: .csv, .parquet, .jsonl, …")],
+) -> None:
+    """Predict every row of a table, with probabilities and the original labels."""
+    check_prediction_file(out)
+    predictor = Predictor.load(model)
+    predictions, notes = predictor.predict(read_table(table))
+    write_table(predictions, out)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"wrote {predictions.height:,} predictions of {predictor.encoder.target!r} to {out}")
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors or .pt file of anybody's.")],
+) -> None:
+    """Print the zeros of every tensor in a checkpoint; nothing in it is executed."""
+    tensors = read_checkpoint(checkpoint)
+    typer.echo(str(SparsityTable(tuple(count_zeros(name, tensor) for name, tensor in tensors.items()))))
+
+
+def main() -> None:
+    """Run the command line: one clear line and exit code 2 for whatever cannot be done."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    """Return the exit code of a command, its errors told in one line."""
+    try:
+        result = run()
+    except TyperException as error:
+        return _fail(error.format_message())
+    except TorchlassoError as error:
+        return _fail(str(error))
+    except MemoryError:
+        return _fail("not enough memory for this table; use fewer rows or columns")
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(_INTERRUPTED)
+    # Typer answers Ctrl-C with the code 130 instead of the exception.
+    return _fail(_INTERRUPTED) if result == _TYPER_INTERRUPTED else 0
+
+
+def _fail(message: str) -> int:
+    print("torchlasso: error:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _run(frame: pl.DataFrame, request: Request, out: Path, table: Path) -> None:
+    """Fit, print and write; the folder is tried first, so that no work is lost to a bad one."""
+    folder = output_folder(out)
+    with FitProgress() as progress:
+        result = fit_table(frame, request, progress)
+    command = predict_command(folder, table)
+    write_fit(result, folder, command)
+    print_summary(result.metrics, result.path, Console(highlight=False))
+    typer.echo(f"\nReport:  {folder / 'report.html'}\nPredict: {command}")
+
+
+def _share(test: str) -> float | None:
+    try:
+        return float(test)
+    except ValueError:
+        return None
+
+
+def _widths(hidden: str) -> tuple[int, ...]:
+    if hidden.strip().lower() == "none":
+        return ()
+    try:
+        widths = tuple(int(width) for width in hidden.split(","))
+    except ValueError:
+        widths = (0,)
+    if not all(0 < width <= 100_000 for width in widths):
+        msg = f"--hidden must be widths such as 64,32 (1 to 100,000 each) or 'none', got {hidden!r}"
+        raise InputError(msg)
+    return widths
+
+
+def _penalty(name: str) -> str:
+    if name not in PENALTIES:
+        msg = f"--penalty must be one of {', '.join(PENALTIES)}, got {name!r}"
+        raise InputError(msg)
+    return name

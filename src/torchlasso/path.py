@@ -1,0 +1,161 @@
+"""A walk over strengths from dense to sparse, and the choice of one on validation rows."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchlasso.mlp import linear_layers, used_features
+from torchlasso.training import Batches
+
+LossRows = Callable[[Tensor, Tensor], Tensor]
+"""``loss_rows(output, target)``: the loss of each row, a vector."""
+
+
+@dataclass(frozen=True, eq=False)
+class PathPoint:
+    """A model at one strength.
+
+    Attributes:
+        strength: λ.
+        train_loss: mean data loss on the training rows.
+        valid_losses: the data loss of each validation row.
+        nonzero: nonzero weights.
+        features: inputs that reach an output.
+        state: the model's ``state_dict``.
+    """
+
+    strength: float
+    train_loss: float
+    valid_losses: Tensor
+    nonzero: int
+    features: int
+    state: dict[str, Tensor]
+
+    @property
+    def valid_loss(self) -> float:
+        """The mean data loss on the validation rows."""
+        return float(self.valid_losses.mean())
+
+    @property
+    def valid_se(self) -> float:
+        """The standard error of the mean validation loss."""
+        return standard_error(self.valid_losses)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Models at growing strengths."""
+
+    points: tuple[PathPoint, ...]
+
+    def best(self, rule: Literal["min", "1se"] = "1se") -> PathPoint:
+        """Return the point with the lowest validation loss, or the sparsest that is as good.
+
+        ``"1se"`` takes the largest strength whose validation loss exceeds the lowest by no more than the
+        standard error of that very difference, taken row by row: both models see the same rows, so
+        their losses rise and fall together and the paired error is the one that counts.
+
+        Args:
+            rule: ``"min"`` or ``"1se"``.
+
+        References:
+            Breiman, Friedman, Olshen and Stone, "Classification and regression trees" (1984).
+        """
+        lowest = min(self.points, key=lambda point: point.valid_loss)
+        if rule == "min":
+            return lowest
+        for point in sorted(self.points, key=lambda point: -point.strength):
+            excess = point.valid_losses - lowest.valid_losses
+            if float(excess.mean()) <= standard_error(excess):
+                return point
+        return lowest
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean of a vector (0 for fewer than two entries)."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def strength_grid(largest: float, smallest_fraction: float, count: int) -> list[float]:
+    """Return ``count`` strengths in geometric steps up to ``largest``; zero alone if that is the largest.
+
+    Args:
+        largest: the last strength.
+        smallest_fraction: the first, as a fraction of the last.
+        count: how many.
+
+    Example:
+        >>> strength_grid(1.0, 0.01, 3)
+        [0.01, 0.1, 1.0]
+    """
+    if largest == 0:
+        return [0.0]
+    exponents = [1 - i / (count - 1) for i in range(count)]
+    return [largest * smallest_fraction**e for e in exponents]
+
+
+def walk(
+    fit_at: Callable[[float], None],
+    measure: Callable[[float], PathPoint],
+    strengths: Sequence[float],
+    *,
+    stop: Callable[[PathPoint], bool],
+    on_point: Callable[[], None] = lambda: None,
+) -> list[PathPoint]:
+    """Fit a model at one strength after the other, each from where the last left it.
+
+    Args:
+        fit_at: trains the model at a strength.
+        measure: returns the point of the model as it is.
+        strengths: in the order of the walk.
+        stop: whether nothing more is to be found behind a point.
+        on_point: called after every strength.
+    """
+    points: list[PathPoint] = []
+    for strength in strengths:
+        fit_at(strength)
+        points.append(measure(strength))
+        on_point()
+        if stop(points[-1]):
+            break
+    return points
+
+
+def measure_point(
+    model: nn.Module, strength: float, train: Batches, valid: Batches, loss_rows: LossRows
+) -> PathPoint:
+    """Return a model's losses, sparsity and weights as a point of a path.
+
+    Args:
+        model: what ``build_mlp`` returned.
+        strength: at which it was trained.
+        train: the training rows.
+        valid: the validation rows.
+        loss_rows: the loss of each row.
+    """
+    return PathPoint(
+        strength,
+        float(row_losses(model, train, loss_rows).mean()),
+        row_losses(model, valid, loss_rows),
+        sum(int((layer.weight != 0).sum()) for _, layer in linear_layers(model)),
+        int(used_features(model).sum()),
+        copy.deepcopy(model.state_dict()),
+    )
+
+
+@torch.no_grad()
+def row_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss_rows: LossRows) -> Tensor:
+    """Return the loss of every row, in float64 and in evaluation mode.
+
+    Args:
+        model: any module.
+        batches: pairs of input and target.
+        loss_rows: the loss of each row.
+    """
+    model.eval()
+    return torch.cat([loss_rows(model(x), y) for x, y in batches]).double().cpu()

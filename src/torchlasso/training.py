@@ -1,0 +1,137 @@
+"""The one training loop for networks, and the exact solve for linear models."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchlasso.certify import LossFn
+from torchlasso.optim.fista import Solution, fista
+from torchlasso.regularizer import Regularizer
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Rows in memory, read in order for measuring and as an endless shuffled stream for training.
+
+    Attributes:
+        inputs: ``[n, p]``.
+        target: ``[n]`` or ``[n, outputs]``.
+        batch_size: rows a batch; with ``n`` or more, every batch is the whole.
+        seed: of the shuffling.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    batch_size: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.target) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.inputs.split(self.batch_size), self.target.split(self.batch_size), strict=True)
+
+    def stream(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches for ever, each pass in a new order and without the rest that fills no batch."""
+        rows = len(self.target)
+        if self.batch_size >= rows:
+            while True:
+                yield self.inputs, self.target
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            order = torch.randperm(rows, generator=generator).to(self.inputs.device)
+            for chosen in order[: rows - rows % self.batch_size].split(self.batch_size):
+                yield self.inputs[chosen], self.target[chosen]
+
+
+def cosine(progress: float) -> float:
+    """Return the factor of the learning rate that falls from 1 to 0 as ``progress`` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def constant(progress: float) -> float:
+    """Return 1: the learning rate stays."""
+    return 1.0
+
+
+def train(
+    model: nn.Module,
+    loss_fn: LossFn,
+    stream: Iterator[tuple[Tensor, Tensor]],
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    decay: Callable[[float], float] = constant,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Take optimizer steps on a stream of batches.
+
+    Args:
+        model: trained in place.
+        loss_fn: the mean data loss of a batch.
+        stream: endless pairs of input and target.
+        optimizer: of the model's parameters; a penalty rides on it through ``attach``.
+        steps: how many.
+        decay: from the fraction of steps taken to a factor of the learning rate.
+        on_step: called after every step.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    model.train()
+    for step in range(steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * decay(step / steps)
+        inputs, target = next(stream)
+        optimizer.zero_grad()
+        loss_fn(model(inputs), target).backward()
+        optimizer.step()
+        on_step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def solve_linear(
+    layer: nn.Linear,
+    regularizer: Regularizer,
+    loss_fn: LossFn,
+    inputs: Tensor,
+    target: Tensor,
+    *,
+    tolerance: float,
+    max_iterations: int,
+) -> Solution:
+    """Solve a penalised linear model with a convex loss to its optimum, from where it stands.
+
+    The problem is the one given; only the walk to its solution uses centred inputs (the intercept takes
+    up the difference) and the inverse variances as the metric, so that columns of any scale converge.
+
+    Args:
+        layer: the model, with a bias; changed in place.
+        regularizer: the penalties on it.
+        loss_fn: the mean loss, convex in the outputs.
+        inputs: ``[n, p]``.
+        target: what the loss takes.
+        tolerance: the KKT residual to reach, relative to the strength.
+        max_iterations: when to give up.
+    """
+    mean, scale = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
+    flat = scale <= 1e-12 * inputs.abs().amax(dim=0).clamp_min(1e-300)
+    centred = torch.where(flat, 0.0, inputs - mean)
+    variance = torch.where(flat, 1.0, scale.square())
+    metric = {layer.weight: (1 / variance).expand_as(layer.weight), layer.bias: torch.ones_like(layer.bias)}
+    shift = layer.weight.detach() @ mean
+    layer.bias.data.add_(shift)
+    try:
+        return fista(
+            lambda: loss_fn(layer(centred), target),
+            regularizer,
+            [layer.weight, layer.bias],
+            metric=metric,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        )
+    finally:
+        layer.bias.data.sub_(layer.weight.detach() @ mean)
