@@ -3,9 +3,7 @@
 import errno
 import json
 import os
-import pickle
 import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from torchlasso import files
+from torchlasso.checkpoints import read_checkpoint
 from torchlasso.errors import InputError, ModelFileError, OutputError
-from torchlasso.files import output_folder, read_checkpoint, read_tensors, write_tensors, write_text
+from torchlasso.files import output_folder, read_tensors, text_bytes, write_files, write_tensors
 
 CONFIG: dict[str, Any] = {"penalty": "l1", "strength": 0.1, "columns": ["größe", "a\nb"], "sizes": []}
 DTYPES = [
@@ -191,15 +190,15 @@ def test_what_cannot_be_stored_is_refused_before_the_disk_is_touched(
 # ---- atomic writing ---------------------------------------------------------------------------
 
 
-def write_both(path: Path) -> None:
-    write_text(path, "new")
+def write_plain(path: Path) -> None:
+    write_files({path: b"new"})
 
 
 def write_model(path: Path) -> None:
     write_tensors(path, {"w": torch.ones(3)}, {})
 
 
-@pytest.mark.parametrize("write", [write_both, write_model])
+@pytest.mark.parametrize("write", [write_plain, write_model])
 @pytest.mark.parametrize("broken", ["os.replace", "os.fsync"])
 @pytest.mark.parametrize("raised", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
@@ -239,7 +238,7 @@ def test_an_interrupt_while_serialising_leaves_the_old_file(
     assert list(model.parent.iterdir()) == [model]
 
 
-@pytest.mark.parametrize("write", [write_both, write_model])
+@pytest.mark.parametrize("write", [write_plain, write_model])
 @pytest.mark.parametrize("place", ["missing/result", "file/result", "folder", "pipe", "n\0l", "x" * 300])
 def test_an_unwritable_place_is_one_clear_line(
     tmp_path: Path, write: Callable[[Path], None], place: str
@@ -258,25 +257,25 @@ def test_an_unwritable_place_is_one_clear_line(
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    write_text(tmp_path / "link", "new")
+    write_files({tmp_path / "link": b"new"})
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"
 
 
 def test_a_new_file_has_the_rights_that_open_would_give(tmp_path: Path) -> None:
-    write_text(tmp_path / "ours", "")
+    write_files({tmp_path / "ours": b""})
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("text", ["", "a\r\nb\n", "größe 🙂"])
 def test_text_is_written_byte_for_byte(tmp_path: Path, text: str) -> None:
-    write_text(tmp_path / "t", text)
+    write_files({tmp_path / "t": text_bytes(text)})
     assert (tmp_path / "t").read_bytes() == text.encode()
 
 
 def test_an_odd_file_name_in_a_report_does_not_cost_the_report(tmp_path: Path) -> None:
-    write_text(tmp_path / "t", "from \udcff.csv")
+    write_files({tmp_path / "t": text_bytes("from \udcff.csv")})
     assert (tmp_path / "t").read_text(encoding="utf-8") == "from \\udcff.csv"
 
 
@@ -447,188 +446,3 @@ def test_other_peoples_safetensors_is_a_checkpoint_but_no_model(tmp_path: Path) 
     assert same(read_checkpoint(path), {"w": torch.ones(2)})
     with pytest.raises(ModelFileError, match="not one that torchlasso wrote"):
         read_tensors(path)
-
-
-# ---- other people's checkpoints ---------------------------------------------------------------
-
-
-class Hostile:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return open, (str(self.marker), "w")
-
-
-def saved(path: Path, content: object, *, new: bool = True) -> Path:
-    torch.save(content, path, _use_new_zipfile_serialization=new)
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".PT"])
-@pytest.mark.parametrize("new", [True, False])
-def test_checkpoints_flatten_to_dotted_names(tmp_path: Path, suffix: str, new: bool) -> None:
-    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    optimizer = torch.optim.Adam(module.parameters())
-    module(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    content = {
-        "state_dict": module.state_dict(),
-        "epoch": 3,
-        "optimizer": optimizer.state_dict(),
-        "optimizer_states": [{"momentum": torch.ones(1)}],
-        "training": {"inner": optimizer.state_dict(), "best": [torch.ones(1), (torch.zeros(2), "text")]},
-        "optim.weight": torch.ones(1),
-    }
-    path = saved(tmp_path / f"c{suffix}", content, new=new)
-    found = read_checkpoint(path)
-    expected = {f"state_dict.{name}": tensor for name, tensor in module.state_dict().items()}
-    expected |= {
-        "training.best.0": torch.ones(1),
-        "training.best.1.0": torch.zeros(2),
-        "optim.weight": torch.ones(1),
-    }
-    assert list(found) == list(expected)
-    assert same(found, expected)
-
-
-def test_a_parameter_and_a_lone_tensor_are_read_as_plain_tensors(tmp_path: Path) -> None:
-    assert same(read_checkpoint(saved(tmp_path / "a.pt", torch.ones(2))), {"tensor": torch.ones(2)})
-    found = read_checkpoint(saved(tmp_path / "b.pt", {"w": nn.Parameter(torch.ones(2)), 0: torch.ones(1)}))
-    assert list(found) == ["w", "0"]
-    assert type(found["w"]) is Tensor
-    assert not found["w"].requires_grad
-
-
-@pytest.mark.parametrize("new", [True, False])
-def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path, new: bool) -> None:
-    marker = tmp_path / "marker"
-    path = saved(tmp_path / "evil.pt", {"w": torch.ones(2), "x": Hostile(marker)}, new=new)
-    with pytest.raises(ModelFileError, match="needs code execution") as error:
-        read_checkpoint(path)
-    message = one_line(error, path)
-    assert "torch.save(model.state_dict(), path)" in message
-    assert "weights_only" not in message
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
-def test_a_bare_hostile_pickle_is_refused_and_never_run(tmp_path: Path, protocol: int, suffix: str) -> None:
-    marker, path = tmp_path / "marker", tmp_path / f"evil{suffix}"
-    path.write_bytes(pickle.dumps(Hostile(marker), protocol))
-    for read in (read_checkpoint, read_tensors):
-        with pytest.raises(ModelFileError) as error:
-            read(path)
-        assert "weights_only" not in one_line(error, path)
-    assert not marker.exists()
-
-
-def test_a_hostile_pickle_is_refused_even_where_the_environment_asks_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    path = saved(tmp_path / "evil.pt", Hostile(tmp_path / "marker"))
-    with pytest.raises(ModelFileError, match="code execution"):
-        read_checkpoint(path)
-    assert not (tmp_path / "marker").exists()
-
-
-def test_a_whole_module_needs_code(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="needs code execution"):
-        read_checkpoint(saved(tmp_path / "m.pt", nn.Linear(2, 1)))
-
-
-def cyclic() -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    content["again"] = content
-    return content
-
-
-def laughs() -> list[Any]:
-    """Few bytes that unfold to 10¹² entries."""
-    content: list[Any] = []
-    for _ in range(12):
-        content = [content] * 10
-    return content
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        ({}, "no tensors"),
-        ({"epoch": 3, "name": "x"}, "no tensors"),
-        (torch.optim.SGD([torch.ones(1, requires_grad=True)]).state_dict(), "no tensors"),
-        ({"optimizer": {"momentum": torch.ones(1)}}, "no tensors"),
-        (cyclic(), "nested more than"),
-        (laughs(), "more than"),
-        ({"a": {"b": torch.ones(1)}, "a.b": torch.zeros(1)}, "two of its tensors"),
-        ({"w": torch.ones(1).expand(10**9)}, "claims more"),
-        ({"w": torch.eye(2).to_sparse()}, "sparse"),
-        ({"w": torch.ones(2, device="meta")}, "without data"),
-    ],
-)
-def test_useless_checkpoints_are_refused(tmp_path: Path, content: object, match: str) -> None:
-    path = saved(tmp_path / "c.pt", content)
-    with pytest.raises(ModelFileError, match=match) as error:
-        read_checkpoint(path)
-    one_line(error, path)
-
-
-def rewritten(source: Path, before: bytes, after: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    target = source.with_name(f"lie{source.suffix}")
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
-        for name in old.namelist():
-            content = old.read(name)
-            new.writestr(name, content.replace(before, after) if name.endswith("data.pkl") else content)
-    return target
-
-
-def test_lies_about_sizes_in_a_zipped_checkpoint_are_refused(tmp_path: Path) -> None:
-    source = saved(tmp_path / "c.pt", {"w": torch.zeros(2, 3)})
-    assert same(read_checkpoint(rewritten(source, b"", b"")), read_checkpoint(source))
-    for before, after in [
-        (b"K\x06t", b"J\x00\x00\x00\x20t"),  # the storage has 2²⁹ values
-        (b"K\x02K\x03\x86", b"J\x00\x00\x10\x00K\x03\x86"),  # the tensor has 2²⁰ rows
-    ]:
-        with pytest.raises(ModelFileError):
-            read_checkpoint(rewritten(source, before, after))
-
-
-def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
-    source = saved(tmp_path / "c.pt", {"w": torch.zeros(100_000)})
-    with pytest.raises(ModelFileError, match="unpack to more bytes"):
-        read_checkpoint(rewritten(source, b"", b"", zipfile.ZIP_DEFLATED))
-
-
-@pytest.mark.parametrize("new", [True, False])
-def test_damaged_checkpoints_are_refused_or_read(tmp_path: Path, new: bool) -> None:
-    path = saved(tmp_path / "c.pt", {"w": torch.arange(6.0), "n": {"b": torch.ones(2)}}, new=new)
-    whole = path.read_bytes()
-    for kept in range(0, len(whole), 31):
-        path.write_bytes(whole[:kept])
-        with pytest.raises(ModelFileError) as error:
-            read_checkpoint(path)
-        one_line(error, path)
-    for position in range(0, len(whole), 17):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x41]) + whole[position + 1 :])
-        try:
-            assert all(isinstance(tensor, Tensor) for tensor in read_checkpoint(path).values())
-        except ModelFileError as error_:
-            assert str(error_).isprintable()  # noqa: PT017 - both outcomes are allowed
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x02", b"\0" * 1000])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "c.pt"
-    path.write_bytes(content)
-    with pytest.raises(ModelFileError) as error:
-        read_checkpoint(path)
-    one_line(error, path)
-
-
-def test_an_unknown_ending_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"\.safetensors, \.pt, \.pth, \.bin, \.ckpt, got '\.npz'"):
-        read_checkpoint(tmp_path / "c.npz")

@@ -220,7 +220,7 @@ def test_group_prox_in_a_metric_is_the_root_whatever_the_metric(w: Array, data: 
     expected = np.stack([_metric_reference(row, level) for row, level in zip(w, t, strict=True)])
     norms = np.array([math.hypot(*row.astype(float)) for row in w])
     error = np.abs(found - expected).max(axis=1)
-    assert np.all(error <= 64 * EPS[w.dtype.type] * norms), (found, expected)
+    assert np.all(error <= 8 * EPS[w.dtype.type] * norms), (found, expected)
     assert found.dtype == w.dtype
     assert _no_negative_zero(found)
     assert np.array_equal(found[t == 0], w[t == 0] + 0.0)  # what has no threshold does not move
@@ -232,7 +232,9 @@ def test_group_prox_in_a_metric_is_the_root_whatever_the_metric(w: Array, data: 
 @pytest.mark.parametrize("size", [1e-30, 1e-15, 1.0, 1e15, 1e30])
 def test_group_prox_in_a_metric_has_no_scale(dtype: torch.dtype, size: float) -> None:
     w = torch.randn(6, 5, dtype=dtype)
-    t = torch.rand(6, 5, dtype=dtype)
+    t = (torch.rand(6, 5, dtype=dtype) + 0.5) * torch.tensor(
+        [[0.1], [0.5], [1], [2], [20], [99]], dtype=dtype
+    )
     expected = group_soft_threshold_metric(w, t, _rows((6, 5)))
     found = group_soft_threshold_metric(w * size, t * size, _rows((6, 5)))
     assert torch.allclose(found, expected * size, rtol=1e-5, atol=1e-6 * size)

@@ -163,7 +163,8 @@ def mean_gradient(
     if not all(p.requires_grad for p in parameters):
         msg = "a penalised parameter has requires_grad=False by now; build the regularizer after freezing"
         raise InputError(msg)
-    totals = [torch.zeros_like(p) for p in parameters]
+    # In half precision a sum over batches would stop growing, or overflow.
+    totals = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters]
     loss_sum, count = 0.0, 0
     with _evaluation_mode(model), torch.enable_grad():
         for inputs, target in batches:

@@ -1,21 +1,27 @@
 """The command line: parse, call, print."""
 
+import io
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import polars as pl
+import torch
 import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from torchlasso.checkpoints import read_checkpoint
 from torchlasso.data import bundled, read_table
 from torchlasso.errors import InputError, TorchlassoError
-from torchlasso.files import output_folder, read_checkpoint
+from torchlasso.files import AnyPath, results_folder, write_files
 from torchlasso.monitor.console import FitProgress, print_summary
-from torchlasso.outputs import check_prediction_file, predict_command, write_fit, write_table
+from torchlasso.monitor.formats import clean
+from torchlasso.outputs import check_prediction_file, is_same_file, predict_command, table_bytes, write_fit
 from torchlasso.penalties.base import check_strength
 from torchlasso.predictor import Predictor
 from torchlasso.sparsity import SparsityTable, count_zeros
@@ -33,12 +39,18 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Option("--target", help="The column to predict.")]
-Hidden = Annotated[str, typer.Option(help="Widths of the hidden layers, such as 64,32; 'none' for a linear model.")]
-PenaltyName = Annotated[str, typer.Option(help="What vanishes together: l1 (single weights), features or neurons.")]
+Hidden = Annotated[
+    str, typer.Option(help="Widths of the hidden layers, such as 64,32; 'none' for a linear model.")
+]
+PenaltyName = Annotated[
+    str, typer.Option(help="What vanishes together: l1 (single weights), features or neurons.")
+]
 StrengthName = Annotated[str, typer.Option(help="A number, or 'auto' to choose it on validation rows.")]
 TestName = Annotated[str, typer.Option(help="The share of the rows to test on, or another table.")]
 OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results; default torchlasso-<table>.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the splits, the weights and the shuffling.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Of the splits, the weights and the shuffling.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …")]
 
 
@@ -55,19 +67,26 @@ def fit(
     device: Device = "auto",
 ) -> None:
     """Fit a sparse model to a table: scores, selected features, a report and a model file."""
-    share = _share(test)
     request = Request(
         target=target,
         source=str(table),
         hidden=_widths(hidden),
         penalty=_penalty(penalty),
-        strength=None if strength == "auto" else check_strength(strength, "--strength"),
-        test=read_table(test) if share is None else share,
-        test_source=test,
+        strength=_strength(strength),
         seed=seed,
         device=device,
     )
-    _run(read_table(table), request, out or Path(f"torchlasso-{table.name.split('.')[0]}"), table)
+    frame = read_table(table)
+    share = _share(test)
+    if share is not None:
+        request = replace(request, test=share)
+    elif is_same_file(Path(test), table):
+        msg = f"--test {test!r} is the table itself, and would score what was learnt by heart; give another"
+        raise InputError(msg)
+    else:
+        texts = [name for name, dtype in frame.schema.items() if dtype == pl.String]
+        request = replace(request, test=read_table(test, texts=texts), test_source=test)
+    _run(frame, request, out or Path(f"torchlasso-{table.name.split('.')[0]}"), table)
 
 
 @app.command()
@@ -80,24 +99,28 @@ def demo(
 ) -> None:
     """Fit a sparse model to one of scikit-learn's own data sets."""
     frame, target = bundled(name)
-    folder = output_folder(out or Path(f"torchlasso-{name}"))
+    request = Request(
+        target=target, source=name, hidden=_widths(hidden), penalty=_penalty(penalty), seed=seed
+    )
+    folder = out or Path(f"torchlasso-{name}")
     table = folder / f"{name}.csv"
-    write_table(frame, table)  # so that the printed command to predict can be run as it is
-    request = Request(target=target, source=name, hidden=_widths(hidden), penalty=_penalty(penalty), seed=seed)
-    _run(frame, request, folder, table)
+    # Written with the results, so that the printed command to predict can be run as it is.
+    _run(frame, request, folder, table, {table: table_bytes(frame, table)})
 
 
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="The model.safetensors of a fit.")],
     table: Annotated[Path, typer.Argument(help="A table with the columns of the training table.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where the predictions go: .csv, .parquet, .jsonl, …")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Where the predictions go: .csv, .parquet, .jsonl, …")
+    ],
 ) -> None:
     """Predict every row of a table, with probabilities and the original labels."""
-    check_prediction_file(out)
+    check_prediction_file(out, table)
     predictor = Predictor.load(model)
-    predictions, notes = predictor.predict(read_table(table))
-    write_table(predictions, out)
+    predictions, notes = predictor.predict(read_table(table, texts=predictor.texts))
+    write_files({out: table_bytes(predictions, out)})
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"wrote {predictions.height:,} predictions of {predictor.encoder.target!r} to {out}")
@@ -109,12 +132,18 @@ def inspect(
 ) -> None:
     """Print the zeros of every tensor in a checkpoint; nothing in it is executed."""
     tensors = read_checkpoint(checkpoint)
-    typer.echo(str(SparsityTable(tuple(count_zeros(name, tensor) for name, tensor in tensors.items()))))
+    rows = (count_zeros(clean(name), tensor) for name, tensor in tensors.items())
+    typer.echo(str(SparsityTable(tuple(rows))))
 
 
 def main() -> None:
     """Run the command line: one clear line and exit code 2 for whatever cannot be done."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a file name or a box that it cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_guarded(lambda: app(standalone_mode=False)))
 
 
@@ -122,11 +151,16 @@ def _guarded(run: Callable[[], Any]) -> int:
     """Return the exit code of a command, its errors told in one line."""
     try:
         result = run()
+        sys.stdout.flush()
     except TyperException as error:
-        return _fail(error.format_message())
+        message = error.format_message()  # empty where no command was given and the help was shown
+        return _fail(message) if message else 2
     except TorchlassoError as error:
         return _fail(str(error))
-    except MemoryError:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return _fail("whoever read the output went away before its end")
+    except (MemoryError, torch.OutOfMemoryError):
         return _fail("not enough memory for this table; use fewer rows or columns")
     except (KeyboardInterrupt, typer.Abort):
         return _fail(_INTERRUPTED)
@@ -139,15 +173,32 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _run(frame: pl.DataFrame, request: Request, out: Path, table: Path) -> None:
+def _run(
+    frame: pl.DataFrame,
+    request: Request,
+    out: Path,
+    table: Path,
+    extra: Mapping[AnyPath, bytes] | None = None,
+) -> None:
     """Fit, print and write; the folder is tried first, so that no work is lost to a bad one."""
-    folder = output_folder(out)
-    with FitProgress() as progress:
-        result = fit_table(frame, request, progress)
-    command = predict_command(folder, table)
-    write_fit(result, folder, command)
+    command = predict_command(out, table)
+    with results_folder(out) as folder:
+        with FitProgress() as progress:
+            result = fit_table(frame, request, progress)
+        write_fit(result, folder, command, extra or {})
     print_summary(result.metrics, result.path, Console(highlight=False))
     typer.echo(f"\nReport:  {folder / 'report.html'}\nPredict: {command}")
+
+
+def _strength(strength: str) -> float | None:
+    if strength == "auto":
+        return None
+    try:
+        number = float(strength)
+    except ValueError:
+        msg = f"--strength must be 'auto' or a number, got {strength!r}"
+        raise InputError(msg) from None
+    return check_strength(number, "--strength")
 
 
 def _share(test: str) -> float | None:

@@ -9,7 +9,7 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
@@ -25,11 +25,11 @@ MAX_BYTES = 512 * 2**20
 """The most that is read: of the file, of what it unpacks to, of a columnar table at 8 bytes a value."""
 
 _CHUNK = 2**20
-_Parser = Callable[[io.BytesIO, str], pl.DataFrame]
+_Parser = Callable[[io.BytesIO, str, Collection[str]], pl.DataFrame]
 _Opener = Callable[[Path], IO[bytes]]
 
 
-def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
+def read_table(path: str | os.PathLike[str], *, texts: Collection[str] = ()) -> pl.DataFrame:
     r"""Read the table in a file; the format is decided by the suffix.
 
     Comma- and tab-separated text (``.csv``, ``.tsv``, ``.tab``) and JSON (``.jsonl``, ``.ndjson``, ``.json``:
@@ -39,6 +39,7 @@ def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
 
     Args:
         path: The file.
+        texts: Columns that stay text, even where every cell of a file without types is a number.
 
     Returns:
         A table of at least one row and one column, with distinct column names.
@@ -62,7 +63,7 @@ def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
     if not buffer.getbuffer().nbytes:
         message = f"{shown} is empty: expected a table with a row of column names and rows of values"
         raise TableError(message)
-    frame = parse(buffer, shown)
+    frame = parse(buffer, shown, texts)
     if not frame.width or not frame.height:
         found = f"{frame.width} column names but no rows" if frame.width else "no columns"
         message = f"{shown} has {found}: expected at least one row of values"
@@ -150,7 +151,7 @@ def _open_zstd(file: Path) -> IO[bytes]:
     return stream
 
 
-def _json(buffer: io.BytesIO, shown: str) -> pl.DataFrame:
+def _json(buffer: io.BytesIO, shown: str, _texts: Collection[str]) -> pl.DataFrame:
     content = buffer.getvalue().removeprefix(b"\xef\xbb\xbf").lstrip()
     # Polars unpacks compressed bytes by itself, without a limit: only what starts as JSON goes on.
     if not content.startswith((b"{", b"[")):
@@ -185,7 +186,12 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def _columnar(
-    buffer: io.BytesIO, shown: str, *, scan: Callable[[IO[bytes]], pl.LazyFrame], what: str
+    buffer: io.BytesIO,
+    shown: str,
+    _texts: Collection[str],
+    *,
+    scan: Callable[[IO[bytes]], pl.LazyFrame],
+    what: str,
 ) -> pl.DataFrame:
     """Read Parquet or Arrow after a look at its shape: a few bytes can stand for billions of values."""
     try:

@@ -7,7 +7,7 @@ the columns are built in blocks and typed by polars from every row, so that a la
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import polars as pl
 
@@ -21,7 +21,9 @@ _BLOCK_ROWS = 20_000
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_delimited(buffer: io.BytesIO, shown: str, *, separator: str | None = None) -> pl.DataFrame:
+def read_delimited(
+    buffer: io.BytesIO, shown: str, texts: Collection[str] = (), *, separator: str | None = None
+) -> pl.DataFrame:
     r"""Parse separated text whose first line names the columns.
 
     Blanks around a cell are removed, blank lines are skipped, and a column without a name is called
@@ -30,6 +32,7 @@ def read_delimited(buffer: io.BytesIO, shown: str, *, separator: str | None = No
     Args:
         buffer: The bytes of the file, UTF-8 with or without a byte-order mark.
         shown: How messages call the file.
+        texts: Columns that stay text even where every cell is a number.
         separator: The character between cells; None takes the comma, or where the header has none the most
             frequent of semicolon, tab and bar.
 
@@ -62,7 +65,7 @@ def read_delimited(buffer: io.BytesIO, shown: str, *, separator: str | None = No
     if block:
         blocks.append(_block(names, block))
     table = pl.concat(blocks)
-    return pl.DataFrame([_typed(column) for column in table.get_columns()])
+    return pl.DataFrame([_typed(column, text=column.name in texts) for column in table.get_columns()])
 
 
 def _block(names: list[str], rows: list[list[str]]) -> pl.DataFrame:
@@ -132,18 +135,18 @@ def _names(header: list[str], shown: str) -> list[str]:
     return names
 
 
-def _typed(cells: pl.Series) -> pl.Series:
-    """Take the narrowest of int, float, bool and text that holds every cell."""
+def _typed(cells: pl.Series, *, text: bool) -> pl.Series:
+    """Take the narrowest of int, float, bool and text that holds every cell, or leave it ``text``."""
     stripped = cells.str.strip_chars()
-    text = stripped.set(stripped.is_in(MISSING_MARKERS), None)
-    missing = text.null_count()
-    if missing == len(text):
-        return text
+    found = stripped.set(stripped.is_in(MISSING_MARKERS), None)
+    missing = found.null_count()
+    if text or missing == len(found):
+        return found
     for dtype in (pl.Int64(), pl.Float64()):
-        numbers = text.cast(dtype, strict=False)
+        numbers = found.cast(dtype, strict=False)
         if numbers.null_count() == missing:
             return numbers
-    lowered = text.str.to_lowercase()
+    lowered = found.str.to_lowercase()
     if lowered.drop_nulls().is_in(("true", "false")).all():
         return lowered == "true"
-    return text
+    return found

@@ -21,7 +21,7 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" and the like hold no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         msg = f"device {device!r} cannot be used ({reason}); give 'auto', 'cpu' or one that torch has"

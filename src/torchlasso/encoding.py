@@ -27,8 +27,11 @@ from torchlasso.cells import FloatArray, IntArray, listing, pick_column, plain, 
 from torchlasso.columns import Column, column_from_config
 from torchlasso.errors import InputError, ModelFileError, TableError
 from torchlasso.features import fit_feature
-from torchlasso.fields import Fields
+from torchlasso.fields import Fields, is_text
 from torchlasso.targets import Label, Task, class_codes, class_labels, quantities, resolve_task
+
+MAX_MATRIX_BYTES = 2 * 2**30
+"""The most that a table may take as numbers."""
 
 
 class Encoded(NamedTuple):
@@ -158,7 +161,12 @@ class Encoder:
         extra = [name for name in frame.columns if name not in used]
         notes = [f"ignored columns that training did not have: {listing(extra)}"] if extra else []
         groups = self.groups
-        matrix = np.empty((len(frame), groups[-1][-1] + 1), np.float32)
+        width = groups[-1][-1] + 1
+        if 4 * len(frame) * width > MAX_MATRIX_BYTES:
+            size = f"{len(frame):,} rows of {width:,} numbers, over {MAX_MATRIX_BYTES >> 20:,} MiB"
+            message = f"the table would become {size}; use fewer rows, columns or categories"
+            raise TableError(message)
+        matrix = np.empty((len(frame), width), np.float32)
         for column, group in zip(self.columns, groups, strict=True):
             block = column.encode(pick_column(frame, column.name, "feature"))
             matrix[:, group[0] : group[-1] + 1] = block.values
@@ -285,4 +293,8 @@ def _read_classes(fields: Fields, task: Task) -> tuple[Label, ...]:
         fields.refuse("classes", "a list of at least two distinct labels of one type")
     if kinds == {float} and not np.isfinite(classes).all():
         fields.refuse("classes", "a list of finite labels")
+    if kinds == {str} and not all(map(is_text, classes)):
+        fields.refuse("classes", "a list of texts that can be written")
+    if kinds == {int} and np.asarray(classes).dtype.kind not in "iu":  # beyond 64 bits
+        fields.refuse("classes", "a list of whole numbers of 64 bits")
     return tuple(classes)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torchlasso.errors import ModelFileError
 
@@ -46,9 +46,9 @@ class Fields:
     def text(self, key: str) -> str:
         """Return a string."""
         value = self._config[key]
-        if not isinstance(value, str):
+        if not is_text(value):
             self.refuse(key, "text")
-        return value
+        return cast("str", value)
 
     def flag(self, key: str) -> bool:
         """Return true or false."""
@@ -76,9 +76,18 @@ class Fields:
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of distinct strings."""
         values = self.items(key)
-        if not all(isinstance(value, str) for value in values) or len(set(values)) != len(values):
+        if not all(map(is_text, values)) or len(set(values)) != len(values):
             self.refuse(key, "a list of distinct texts")
         return tuple(values)
+
+
+def is_text(value: object) -> bool:
+    """Tell whether a value is a string that can be written anywhere: half a surrogate pair cannot.
+
+    Args:
+        value: anything.
+    """
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _short(value: object) -> str:

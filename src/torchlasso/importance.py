@@ -29,7 +29,7 @@ def permutation_importance(
 
     Args:
         module: what ``build_mlp`` returned.
-        inputs: ``[n, p]``; the first 2,000 rows are used.
+        inputs: ``[n, p]``; of more than 2,000 rows as many are drawn.
         target: ``[n]``.
         task: the loss.
         groups: the columns of each feature.
@@ -42,14 +42,16 @@ def permutation_importance(
         Breiman, "Random forests", Mach. Learn. 45 (2001).
     """
     dtype = next(module.parameters()).dtype
-    inputs, target = inputs[:_MOST_ROWS].to(dtype), target[:_MOST_ROWS]
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn, not the first ones: a table may be sorted by its target.
+    rows = torch.randperm(len(inputs), generator=generator)[:_MOST_ROWS]
+    inputs, target = inputs[rows].to(dtype), target[rows]
     target = target if task.kind == "multiclass" else target.to(dtype)
     used = used_features(module)
-    generator = torch.Generator().manual_seed(seed)
     base = float(task.loss(module(inputs), target))
     growth = []
     for group in groups:
-        columns = torch.tensor(group)
+        columns = list(group)
         total = 0.0
         for _ in range(_REPEATS if bool(used[columns].any()) else 0):
             shuffled = inputs.clone()

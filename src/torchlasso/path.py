@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from torchlasso.errors import InputError
 from torchlasso.mlp import linear_layers, used_features
 from torchlasso.training import Batches
 
@@ -60,20 +61,31 @@ class Path:
         standard error of that very difference, taken row by row: both models see the same rows, so
         their losses rise and fall together and the paired error is the one that counts.
 
+        A point whose validation loss is not finite (a training run that diverged) is never taken.
+
         Args:
             rule: ``"min"`` or ``"1se"``.
+
+        Raises:
+            InputError: no point has a finite validation loss.
 
         References:
             Breiman, Friedman, Olshen and Stone, "Classification and regression trees" (1984).
         """
-        lowest = min(self.points, key=lambda point: point.valid_loss)
+        usable = [point for point in self.points if math.isfinite(point.valid_loss)]
+        if not usable:
+            msg = "no strength has a finite validation loss; scale the data, or lower the learning rate"
+            raise InputError(msg)
+        lowest = min(usable, key=lambda point: (point.valid_loss, -point.strength))
         if rule == "min":
             return lowest
-        for point in sorted(self.points, key=lambda point: -point.strength):
-            excess = point.valid_losses - lowest.valid_losses
-            if float(excess.mean()) <= standard_error(excess):
-                return point
-        return lowest
+        as_good = [point for point in usable if _as_good(point, lowest)]
+        return max(as_good, key=lambda point: point.strength)
+
+
+def _as_good(point: PathPoint, lowest: PathPoint) -> bool:
+    excess = point.valid_losses - lowest.valid_losses
+    return float(excess.mean()) <= standard_error(excess)
 
 
 def standard_error(values: Tensor) -> float:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
@@ -49,18 +48,15 @@ class Scorer:
         result["gap"] = None if train is None or test is None else train - test
         return result
 
-    @torch.no_grad()
     def _predict(self, module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[Any]:
-        outputs = Predictor(self.encoder, module).outputs(inputs)
-        if self.encoder.task == "regression":
-            return outputs.squeeze(1).numpy()
-        return (outputs.squeeze(1) > 0).long().numpy() if outputs.shape[1] == 1 else outputs.argmax(1).numpy()
+        predictor = Predictor(self.encoder, module)
+        return predictor.decide(predictor.outputs(inputs))
 
     def _score(self, target: NDArray[Any], predicted: NDArray[Any]) -> float | None:
         if self.encoder.task == "classification":
             return float(accuracy_score(target, predicted))
         # R² compares with the mean of the rows: it takes two rows that differ, and finite predictions.
-        if len(target) < 2 or np.ptp(target) == 0 or not np.isfinite(predicted).all():
+        if len(target) < 2 or not np.var(target) or not np.isfinite(predicted).all():
             return None
         return float(r2_score(target, predicted))
 

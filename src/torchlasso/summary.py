@@ -13,7 +13,9 @@ from torchlasso.sparsity import count_zeros
 from torchlasso.tasks import Task
 
 
-def summarise(fit: Fit, encoder: Encoder, task: Task, rows: tuple[Tensor, Tensor], *, seed: int) -> dict[str, Any]:
+def summarise(
+    fit: Fit, encoder: Encoder, task: Task, rows: tuple[Tensor, Tensor], *, seed: int
+) -> dict[str, Any]:
     """Return the parts of the report that follow from the fit alone.
 
     Args:
@@ -92,7 +94,9 @@ def _features(
     importance = permutation_importance(fit.module, *rows, task, groups, seed=seed)
     features = [
         {"name": name, "kind": kind, "selected": bool(used[list(group)].any()), "importance": share}
-        for name, kind, group, share in zip(encoder.feature_names, encoder.kinds, groups, importance, strict=True)
+        for name, kind, group, share in zip(
+            encoder.feature_names, encoder.kinds, groups, importance, strict=True
+        )
     ]
     return sorted(features, key=lambda f: (-f["importance"], not f["selected"]))
 

@@ -2,8 +2,9 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,20 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from torchlasso.cells import IntArray, listing, plain
 from torchlasso.devices import resolve_device
 from torchlasso.encoding import Encoder
-from torchlasso.errors import InputError
+from torchlasso.errors import InputError, TableError
 from torchlasso.fit.run import fit_mlp
 from torchlasso.fit.settings import Progress, Settings
 from torchlasso.predictor import Predictor
-from torchlasso.scoring import Scorer
+from torchlasso.scoring import Part, Scorer
 from torchlasso.summary import path_rows, summarise
 from torchlasso.targets import UsableRows, split_rows, usable_rows
 from torchlasso.tasks import Task
+
+MAX_WEIGHTS = 20_000_000
+"""The largest network that is fitted to a table."""
 
 _VALID_SHARE = 0.25  # of the rows that are not for testing
 
@@ -69,13 +74,13 @@ class TableFit:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Which rows of which table are for what."""
+    """Which rows are for what; the test rows are those of the table itself if there is no test table."""
 
-    train: NDArray[np.intp]
-    valid: NDArray[np.intp]
-    test: NDArray[np.intp]
-    test_frame: pl.DataFrame
-    notes: tuple[str, ...] = field(default=())
+    fitted: IntArray
+    valid: IntArray
+    test: IntArray
+    test_frame: pl.DataFrame | None
+    notes: tuple[str, ...]
 
 
 def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None = None) -> TableFit:
@@ -94,11 +99,10 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
     device = resolve_device(request.device)
     usable = usable_rows(frame, request.target)
     rows = _split(frame, usable, request)
-    fitted_on = rows.train if request.strength is None else np.sort(np.concatenate([rows.train, rows.valid]))
-    encoder = Encoder.fit(frame, request.target, usable.task, rows=fitted_on)
-    matrix, target = encoder.encode(frame).matrix, _target(encoder, frame, usable)
-    inputs, answers = torch.tensor(matrix), torch.tensor(target)
-    task = _task(encoder, target[fitted_on], request.hidden)
+    encoder = Encoder.fit(frame, request.target, usable.task, rows=rows.fitted)
+    _check_size(len(encoder.column_names), request.hidden)
+    parts, unseen = _encode(encoder, frame, rows)
+    task = _task(encoder, parts["train"][1], request.hidden)
     settings = Settings(
         request.hidden,
         request.penalty,
@@ -107,16 +111,15 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
         seed=request.seed,
         device=device,
     )
-    valid = None if request.strength is not None else (inputs[rows.valid], answers[rows.valid])
-    fit = fit_mlp((inputs[fitted_on], answers[fitted_on]), valid, task, settings, progress)
+    tensors = {name: (torch.from_numpy(x), torch.from_numpy(y)) for name, (x, y) in parts.items()}
+    fit = fit_mlp(tensors["train"], tensors.get("valid"), task, settings, progress)
+    if not all(bool(weights.isfinite().all()) for weights in fit.module.parameters()):
+        msg = "the training diverged to infinite weights; look for extreme values in the table"
+        raise TableError(msg)
 
-    tested = encoder.encode(rows.test_frame[rows.test])
-    test = (tested.matrix, encoder.encode_target(rows.test_frame[rows.test]))
-    scorer = Scorer(encoder, {"train": (matrix[fitted_on], target[fitted_on]), "test": test})
-    if request.strength is None:
-        scorer.parts["valid"] = (matrix[rows.valid], target[rows.valid])
+    scorer = Scorer(encoder, parts)
     metrics: dict[str, Any] = {"torchlasso": version("torchlasso")}
-    metrics |= summarise(fit, encoder, task, (inputs[fitted_on], answers[fitted_on]), seed=request.seed)
+    metrics |= summarise(fit, encoder, task, tensors["train"], seed=request.seed)
     metrics["table"] = {
         "source": request.source,
         "rows": frame.height,
@@ -124,14 +127,16 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
         "target": request.target,
         "task": encoder.task,
         "classes": [str(label) for label in encoder.classes] or None,
-        "notes": [*usable.notes, *encoder.notes, *rows.notes, *_test_notes(tested.notes, request)],
+        "notes": [*usable.notes, *encoder.notes, *rows.notes, *unseen],
     }
     metrics["split"] = {
-        "train": len(fitted_on),
-        "valid": len(rows.valid) if request.strength is None else 0,
+        "train": len(rows.fitted),
+        "valid": len(rows.valid),
         "test": len(rows.test),
         "seed": request.seed,
-        "test_source": _test_source(request),
+        "test_source": request.test_source
+        if rows.test_frame is not None
+        else f"{request.test:.0%} of the rows",
     }
     metrics["model"] |= {"hidden": list(request.hidden), "penalty": request.penalty}
     metrics["scores"] = {"sparse": scorer.scores(fit.module), "dense": scorer.scores(fit.dense)}
@@ -143,53 +148,78 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
 def _split(frame: pl.DataFrame, usable: UsableRows, request: Request) -> _Rows:
     """Decide which rows train, which choose the strength and which test; each row has one role."""
     labels = frame[request.target]
+
+    def split(rows: IntArray, fraction: float) -> tuple[IntArray, IntArray]:
+        first, second = split_rows(labels[rows], usable.task, fraction=fraction, seed=request.seed)
+        return rows[first], rows[second]
+
+    rest, test_frame, notes = usable.rows, None, tuple[str, ...]()
     if isinstance(request.test, pl.DataFrame):
-        rest, test_frame = usable.rows, request.test
-        test = _test_rows(test_frame, request.target)
+        test_frame = request.test
+        test, notes = _test_rows(test_frame, request.target)
+    elif 0 < request.test < 1:
+        rest, test = split(rest, request.test)
     else:
-        if not 0 < request.test < 1:
-            msg = f"the share of test rows must be between 0 and 1, got {request.test}"
-            raise InputError(msg)
-        first, second = split_rows(labels[usable.rows], usable.task, fraction=request.test, seed=request.seed)
-        rest, test, test_frame = usable.rows[first], usable.rows[second], frame
-    train, valid = split_rows(labels[rest], usable.task, fraction=_VALID_SHARE, seed=request.seed)
-    dropped = test_frame.height - len(test) if isinstance(request.test, pl.DataFrame) else 0
-    notes = (f"{dropped} test rows without a target were left out",) if dropped else ()
-    return _Rows(rest[train], rest[valid], test, test_frame, notes)
-
-
-def _test_rows(frame: pl.DataFrame, target: str) -> NDArray[np.intp]:
-    """Return the positions of the rows of a test table that have a target."""
-    if target not in frame.columns:
-        msg = f"the test table has no column {target!r}; it has: {', '.join(map(repr, frame.columns[:12]))}"
+        msg = f"the share of test rows must be between 0 and 1, got {request.test}"
         raise InputError(msg)
-    found: NDArray[np.intp] = np.flatnonzero(frame[target].is_not_null().to_numpy())
+    if request.strength is not None:  # there is nothing to choose
+        return _Rows(rest, rest[:0], test, test_frame, notes)
+    return _Rows(*split(rest, _VALID_SHARE), test, test_frame, notes)
+
+
+def _test_rows(frame: pl.DataFrame, target: str) -> tuple[IntArray, tuple[str, ...]]:
+    """Return the positions of the rows of a test table that have a target, and a note on the others."""
+    if target not in frame.columns:
+        msg = f"the test table has no column {target!r}; it has {listing(frame.columns)}"
+        raise TableError(msg)
+    found = plain(frame[target]).is_not_null().arg_true().to_numpy().astype(np.int64)
     if not len(found):
         msg = f"no row of the test table has a value in {target!r}, so nothing can be scored"
+        raise TableError(msg)
+    left_out = frame.height - len(found)
+    note = f"left out {left_out} of {frame.height} rows of the test table, whose target {target!r} is missing"
+    return found, (note,) if left_out else ()
+
+
+def _encode(encoder: Encoder, frame: pl.DataFrame, rows: _Rows) -> tuple[dict[str, Part], list[str]]:
+    """Return the rows of each part as numbers, and notes on what a test table has that training had not."""
+    matrix, target = encoder.encode(frame).matrix, _target(encoder, frame)
+    parts: dict[str, Part] = {"train": (matrix[rows.fitted], target[rows.fitted])}
+    if len(rows.valid):
+        parts["valid"] = matrix[rows.valid], target[rows.valid]
+    if rows.test_frame is None:
+        return parts | {"test": (matrix[rows.test], target[rows.test])}, []
+    try:
+        tested = encoder.encode(rows.test_frame)
+        answers = _target(encoder, rows.test_frame)
+    except TableError as error:
+        msg = f"test table: {error}"
+        raise TableError(msg) from None
+    parts["test"] = tested.matrix[rows.test], answers[rows.test]
+    return parts, [f"test table: {note}" for note in tested.notes]
+
+
+def _target(encoder: Encoder, frame: pl.DataFrame) -> NDArray[Any]:
+    """Return the target of every row of the table; where it is missing, some other row's."""
+    column = plain(frame[encoder.target])
+    return encoder.encode_target(column.fill_null(column.drop_nulls()[0]))
+
+
+def _check_size(inputs: int, hidden: tuple[int, ...]) -> None:
+    """Raise if the network would take gigabytes: a path keeps the weights of every point."""
+    weights = sum(math.prod(pair) for pair in pairwise((inputs, *hidden, 1)))
+    if weights > MAX_WEIGHTS:
+        msg = (
+            f"{inputs:,} inputs and hidden layers of {', '.join(map(str, hidden))} make {weights:,} weights, "
+        )
+        msg += f"more than the limit of {MAX_WEIGHTS:,}; use narrower layers"
         raise InputError(msg)
-    return found
-
-
-def _target(encoder: Encoder, frame: pl.DataFrame, usable: UsableRows) -> NDArray[Any]:
-    """Return the target of every row of the table, with zeros where it is missing."""
-    encoded = encoder.encode_target(frame[usable.rows])
-    target = np.zeros(frame.height, encoded.dtype)
-    target[usable.rows] = encoded
-    return target
 
 
 def _task(encoder: Encoder, target: NDArray[Any], hidden: tuple[int, ...]) -> Task:
     if encoder.task == "regression":
         return Task("regression", unit=float(target.std()) or 1.0) if hidden else Task("regression")
     return Task("binary") if len(encoder.classes) == 2 else Task("multiclass", len(encoder.classes))
-
-
-def _test_source(request: Request) -> str:
-    return request.test_source if isinstance(request.test, pl.DataFrame) else f"{request.test:.0%} of the rows"
-
-
-def _test_notes(notes: tuple[str, ...], request: Request) -> list[str]:
-    return [f"test table: {note}" for note in notes] if isinstance(request.test, pl.DataFrame) else []
 
 
 def _finite(value: Any) -> Any:

@@ -29,6 +29,8 @@ MIN_CLASS_ROWS = 3
 """Fewest rows of a class: one each to train, validate and test, if each split takes a quarter or less."""
 MAX_WHOLE_CLASSES = 20
 """Most distinct whole numbers that are taken for classes."""
+_LARGEST_QUANTITY = 1e30  # networks compute in float32, whose numbers end at 3e38
+_SMALLEST_VARIATION = 1e-5  # of the largest: float32 tells numbers apart that differ by 1e-7 of their size
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,19 @@ def _check_quantities(column: pl.Series) -> None:
     values = read_numbers(column)
     if np.nanmin(values) == np.nanmax(values):
         message = f"target column {column.name!r} is {np.nanmin(values):g} in every row: nothing to predict"
+        raise TableError(message)
+    largest = float(np.nanmax(np.abs(values)))
+    spread = largest * float(np.nanstd(values / largest))  # no square leaves the range of floats
+    if not (largest <= _LARGEST_QUANTITY and spread >= 1 / _LARGEST_QUANTITY):
+        advice = "give it in other units"
+        message = (
+            f"target column {column.name!r} goes up to {largest:g}, with a spread of {spread:g}; {advice}"
+        )
+        raise TableError(message)
+    if spread < _SMALLEST_VARIATION * largest:
+        advice = "subtract a constant from it"
+        found = f"varies by {spread:g} only, around {np.nanmean(values):g}"
+        message = f"target column {column.name!r} {found}; {advice}"
         raise TableError(message)
 
 

@@ -108,6 +108,9 @@ def solve_linear(
     The problem is the one given; only the walk to its solution uses centred inputs (the intercept takes
     up the difference) and the inverse variances as the metric, so that columns of any scale converge.
 
+    What has no strength is solved relative to the largest gradient of the weights at zero, in standard
+    deviations of the inputs: it does not depend on the start, on the intercept or on any units.
+
     Args:
         layer: the model, with a bias; changed in place.
         regularizer: the penalties on it.
@@ -116,6 +119,9 @@ def solve_linear(
         target: what the loss takes.
         tolerance: the KKT residual to reach, relative to the strength.
         max_iterations: when to give up.
+
+    Raises:
+        InputError: the loss or its gradient is not finite.
     """
     mean, scale = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
     flat = scale <= 1e-12 * inputs.abs().amax(dim=0).clamp_min(1e-300)
@@ -132,6 +138,17 @@ def solve_linear(
             metric=metric,
             tolerance=tolerance,
             max_iterations=max_iterations,
+            unit=_gradient_at_zero(centred / variance.sqrt(), target, layer, loss_fn),
         )
     finally:
         layer.bias.data.sub_(layer.weight.detach() @ mean)
+
+
+def _gradient_at_zero(inputs: Tensor, target: Tensor, layer: nn.Linear, loss_fn: LossFn) -> float:
+    """Return the largest gradient at zero weights and intercept; never 0, nor rounding of the intercept's."""
+    weight = torch.zeros_like(layer.weight, requires_grad=True)
+    bias = torch.zeros_like(layer.bias, requires_grad=True)
+    with torch.enable_grad():
+        loss = loss_fn(nn.functional.linear(inputs, weight, bias), target)
+    of_weight, of_bias = torch.autograd.grad(loss, [weight, bias])
+    return max(float(of_weight.abs().max()), 1e-6 * float(of_bias.abs().max())) or 1.0

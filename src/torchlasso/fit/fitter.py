@@ -75,7 +75,7 @@ class Fitter(ABC):
         self.valid = self.train if valid is None else self._batches(valid)
         self.stream = self.train.stream()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+            torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are made
             self.model = self.build(rows[1]).to(settings.device, self.dtype)
         self.regularizer = structured_regularizer(self.model, settings.penalty, 0.0, settings.groups)
 

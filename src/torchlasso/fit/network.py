@@ -64,7 +64,11 @@ class NetworkFitter(Fitter):
         self._train(optimizer, self.budget.refit, decay=True, each=True)
 
     def _adam(self) -> Adam:
-        return Adam(self.model.parameters(), lr=self.settings.learning_rate)
+        """Return Adam with the penalised weights in its first group and the rest in its second."""
+        penalised = {p for term in self.regularizer.terms for p in term.parameters}
+        first = [p for p in self.model.parameters() if p in penalised]
+        second = [p for p in self.model.parameters() if p not in penalised]
+        return Adam([{"params": first}, {"params": second}], lr=self.settings.learning_rate, fused=True)
 
     def _train_at(
         self, strength: float, optimizer: Adam, steps: int, *, decay: bool, each: bool = False
@@ -74,10 +78,10 @@ class NetworkFitter(Fitter):
         Adam divides by √v̂ + ε.  A dense network that fits its rows has gradients far below the strength, so
         with the usual tiny ε its first proximal steps would be huge and wipe out what matters.  At a
         penalised optimum the gradients of the nonzero weights are as large as the strength; taking ε of
-        that size bounds a step's shrinkage by the learning rate and changes no stationary point.
+        that size bounds a step's shrinkage by the learning rate and changes no stationary point.  The
+        biases are not shrunk and keep their small ε: they must follow at any strength.
         """
-        for group in optimizer.param_groups:
-            group["eps"] = max(strength, _SMALLEST_EPS)
+        optimizer.param_groups[0]["eps"] = max(strength, _SMALLEST_EPS)
         handle = attach(optimizer, self.regularizer.with_strength(strength))
         self._train(optimizer, steps, decay=decay, each=each)
         handle.remove()

@@ -1,5 +1,9 @@
 """The one entrance to a fit: a linear model is solved, a network is trained."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor
 
 from torchlasso.errors import InputError
@@ -8,6 +12,8 @@ from torchlasso.fit.linear import LinearFitter
 from torchlasso.fit.network import NetworkFitter
 from torchlasso.fit.settings import Progress, Settings, Silent
 from torchlasso.tasks import Task
+
+_SHARED_WORK = 20_000_000  # multiplications in the widest layer of one step
 
 
 def fit_mlp(
@@ -33,4 +39,21 @@ def fit_mlp(
         msg = "choosing the strength needs validation rows; give them, or a strength"
         raise InputError(msg)
     kind: type[Fitter] = NetworkFitter if settings.hidden else LinearFitter
-    return kind(rows, valid, task, settings, progress or Silent()).run()
+    with _threads(rows[0], settings):
+        return kind(rows, valid, task, settings, progress or Silent()).run()
+
+
+@contextmanager
+def _threads(inputs: Tensor, settings: Settings) -> Iterator[None]:
+    """Use one thread where a step is too small to share.
+
+    On such steps a second thread mostly waits; next to other work on the machine it stalls every step.
+    """
+    widest = max(settings.hidden, default=1)
+    work = min(len(inputs), settings.batch_size) * inputs.shape[1] * widest
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if work < _SHARED_WORK else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -112,9 +112,8 @@ class Handle:
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         saved = state_dict.get(_KEY)
         frozen = saved and saved["frozen"]
-        if frozen is not None and {p for n, p in self._numbered().items() if n in frozen} != set(
-            self._groups
-        ):
+        numbers = {number for number, p in self._numbered().items() if p in self._groups}
+        if frozen is not None and set(frozen) != numbers:
             msg = (
                 "the loaded state holds frozen zeros of other parameters than the regularizer penalises; "
                 "attach the regularizer that it was saved with"

@@ -1,11 +1,13 @@
 """Accelerated proximal gradient for smooth convex losses on full data, solved to a certificate."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from torchlasso.errors import InputError
 from torchlasso.regularizer import Regularizer
 from torchlasso.terms import Term
 
@@ -18,8 +20,8 @@ class Solution:
 
     Attributes:
         iterations: proximal gradient steps taken.
-        residual: the largest KKT residual of all penalised blocks and gradients of the rest, each
-            relative to its own scale: to the strength, or to the largest gradient at the start.
+        residual: the largest KKT residual of all penalised blocks, relative to the strength, and of all
+            gradients without a strength, in the metric (``√D·|g|``) and relative to ``unit``.
         converged: whether the residual reached the tolerance.
     """
 
@@ -36,6 +38,7 @@ def fista(
     metric: Mapping[nn.Parameter, Tensor],
     tolerance: float = 1e-6,
     max_iterations: int = 20_000,
+    unit: float | None = None,
 ) -> Solution:
     """Minimise ``loss() + regularizer()`` over the parameters, from where they are.
 
@@ -50,12 +53,17 @@ def fista(
         metric: the diagonal ``D > 0`` of each parameter, shaped like it.
         tolerance: the residual to reach, relative to the strength.
         max_iterations: when to give up.
+        unit: the size, in the metric, of an unpenalised gradient that counts as 1; the largest one at the
+            start if it is not given, which a start at the optimum makes too small.
+
+    Raises:
+        InputError: the loss or its gradient is not finite.
 
     References:
         Beck and Teboulle, SIAM J. Imaging Sci. 2 (2009); O'Donoghue and Candès, "Adaptive restart for
         accelerated gradient schemes", Found. Comput. Math. 15 (2015).
     """
-    solver = _Fista(loss, regularizer.current_terms(), list(parameters), metric)
+    solver = _Fista(loss, regularizer.current_terms(), list(parameters), metric, unit)
     residual = solver.residual()
     iterations = 0
     while residual > tolerance and iterations < max_iterations:
@@ -75,12 +83,13 @@ class _Fista:
         terms: Sequence[Term],
         parameters: list[nn.Parameter],
         metric: Mapping[nn.Parameter, Tensor],
+        unit: float | None,
     ) -> None:
         self.loss, self.terms, self.parameters, self.metric = loss, terms, parameters, metric
         self.lipschitz, self.momentum = 1.0, 1.0
         self.x = [p.detach().clone() for p in parameters]
         self.y = [p.detach().clone() for p in parameters]
-        self.free_scale: float | None = None
+        self.unit = unit
 
     def iterate(self) -> None:
         """Take one accelerated step."""
@@ -99,46 +108,44 @@ class _Fista:
         self.y = [n + beta * (n - x) for n, x in zip(new, self.x, strict=True)]
         self.x, self.momentum = new, following
 
+    @torch.no_grad()
     def residual(self) -> float:
-        """Return the optimality residual at ``x``, relative to the strengths."""
+        """Return the optimality residual at ``x``: see ``Solution``."""
         self._write(self.x)
         _, gradients = self._gradient()
-        by_parameter = dict(zip(self.parameters, gradients, strict=True))
+        raw = dict(zip(self.parameters, gradients, strict=True))
+        scaled = {p: g * self.metric[p].sqrt() for p, g in raw.items()}
+        if self.unit is None:
+            self.unit = max(float(g.abs().max()) for g in scaled.values()) or 1.0
         penalised = {p for term in self.terms for p in term.parameters}
-        free = max(
-            (float(by_parameter[p].abs().max()) for p in self.parameters if p not in penalised), default=0.0
-        )
-        scale = min(
-            (t.penalty.current_strength for t in self.terms if t.penalty.current_strength > 0), default=0.0
-        )
-        with torch.no_grad():
-            worst = [
-                float(
-                    t.penalty.residual(
-                        t.gather(t.parameters), t.gather([by_parameter[p] for p in t.parameters])
-                    ).max()
-                )
-                / (t.penalty.current_strength or self._unit(gradients))
-                for t in self.terms
-            ]
-        return max([*worst, free / (scale or self._unit(gradients))])
+        free = [float(scaled[p].abs().max()) / self.unit for p in self.parameters if p not in penalised]
+        return max([*free, *(self._relative(term, raw, scaled) for term in self.terms)])
 
-    def _unit(self, gradients: list[Tensor]) -> float:
-        """Return the scale of a gradient where there is no strength: its size at the start."""
-        if self.free_scale is None:
-            self.free_scale = max(float(g.abs().max()) for g in gradients) or 1.0
-        return self.free_scale
+    def _relative(
+        self, term: Term, raw: Mapping[nn.Parameter, Tensor], scaled: Mapping[nn.Parameter, Tensor]
+    ) -> float:
+        """Return the residual of a block relative to its strength, or to the unit if that is zero."""
+        strength = term.penalty.current_strength
+        gradients = raw if strength > 0 else scaled
+        block = term.gather([gradients[p] for p in term.parameters])
+        worst = float(term.penalty.residual(term.gather(term.parameters), block).max())
+        return worst / (strength or self.unit or 1.0)
 
     def _gradient(self) -> tuple[float, list[Tensor]]:
         with torch.enable_grad():
-            value = self.loss()
-        return float(value.detach()), list(torch.autograd.grad(value, self.parameters))
+            loss = self.loss()
+        gradients = list(torch.autograd.grad(loss, self.parameters))
+        value = float(loss.detach())
+        if not math.isfinite(value + sum(float(g.abs().sum()) for g in gradients)):
+            msg = f"the loss ({value}) or its gradient is not finite; check the data for NaN, or scale them"
+            raise InputError(msg)
+        return value, gradients
 
     @torch.no_grad()
     def _backtrack(self, value: float, gradients: list[Tensor]) -> list[Tensor]:
         """Return the proximal gradient step at the smallest ``L`` (doubling) that majorises the loss."""
         rounding = 8 * torch.finfo(gradients[0].dtype).eps * max(abs(value), 1e-300)
-        while True:
+        while math.isfinite(self.lipschitz):
             new = self._proximal_gradient(gradients)
             self._write(new)
             move = [n - y for n, y in zip(new, self.y, strict=True)]
@@ -149,6 +156,8 @@ class _Fista:
             if float(self.loss()) <= value + linear + self.lipschitz / 2 * square + rounding:
                 return new
             self.lipschitz *= 2
+        msg = "the loss is not finite around the current weights; check the data for NaN, or scale them"
+        raise InputError(msg)
 
     def _proximal_gradient(self, gradients: list[Tensor]) -> list[Tensor]:
         steps = {p: self.metric[p] / self.lipschitz for p in self.parameters}
