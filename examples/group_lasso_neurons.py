@@ -9,7 +9,7 @@ from torch import nn
 
 import torchlasso as tl
 
-STEPS = 1500
+STEPS = 1000
 
 torch.manual_seed(0)
 x = torch.randn(500, 8)

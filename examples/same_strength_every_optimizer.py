@@ -14,7 +14,7 @@ from torch import nn
 import torchlasso as tl
 
 STRENGTH = 0.2
-STEPS = 3000
+STEPS = 1500
 
 torch.manual_seed(0)
 x = torch.randn(200, 30, dtype=torch.float64)

@@ -1,7 +1,6 @@
 """The command line: parse, call, print."""
 
 import io
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import polars as pl
 import torch
 import typer
 from rich.console import Console
+from torch import Tensor
 from typer.exceptions import TyperException
 
 from torchlasso.checkpoints import read_checkpoint
@@ -132,7 +132,7 @@ def inspect(
 ) -> None:
     """Print the zeros of every tensor in a checkpoint; nothing in it is executed."""
     tensors = read_checkpoint(checkpoint)
-    rows = (count_zeros(clean(name), tensor) for name, tensor in tensors.items())
+    rows = (count_zeros(clean(name), _countable(tensor)) for name, tensor in tensors.items())
     typer.echo(str(SparsityTable(tuple(rows))))
 
 
@@ -151,15 +151,11 @@ def _guarded(run: Callable[[], Any]) -> int:
     """Return the exit code of a command, its errors told in one line."""
     try:
         result = run()
-        sys.stdout.flush()
     except TyperException as error:
         message = error.format_message()  # empty where no command was given and the help was shown
         return _fail(message) if message else 2
     except TorchlassoError as error:
         return _fail(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return _fail("whoever read the output went away before its end")
     except (MemoryError, torch.OutOfMemoryError):
         return _fail("not enough memory for this table; use fewer rows or columns")
     except (KeyboardInterrupt, typer.Abort):
@@ -188,6 +184,11 @@ def _run(
         write_fit(result, folder, command, extra or {})
     print_summary(result.metrics, result.path, Console(highlight=False))
     typer.echo(f"\nReport:  {folder / 'report.html'}\nPredict: {command}")
+
+
+def _countable(tensor: Tensor) -> Tensor:
+    """Return a tensor of a type that has magnitudes: torch knows none of booleans, say, or of float8."""
+    return tensor if tensor.is_complex() or tensor.dtype == torch.float64 else tensor.float()
 
 
 def _strength(strength: str) -> float | None:

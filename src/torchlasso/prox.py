@@ -87,7 +87,7 @@ def group_soft_threshold(w: Tensor, threshold: Tensor, groups: GroupSums) -> Ten
         J. R. Stat. Soc. B 68 (2006).
     """
     norm = group_norms(w, groups)
-    dead = (norm <= threshold) & (threshold > 0)
+    dead = norm <= threshold
     scale = torch.where(dead, 0.0, 1 - threshold / torch.where(norm > 0, norm, 1.0))
     return _without_negative_zero(at_least_float32(w) * groups.expand(scale), w.dtype)
 

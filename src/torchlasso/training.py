@@ -81,16 +81,18 @@ def train(
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
-    for step in range(steps):
+    try:
+        for step in range(steps):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * decay(step / steps)
+            inputs, target = next(stream)
+            optimizer.zero_grad()
+            loss_fn(model(inputs), target).backward()
+            optimizer.step()
+            on_step()
+    finally:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * decay(step / steps)
-        inputs, target = next(stream)
-        optimizer.zero_grad()
-        loss_fn(model(inputs), target).backward()
-        optimizer.step()
-        on_step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+            group["lr"] = rate
 
 
 def solve_linear(

@@ -544,6 +544,20 @@ def test_a_hundred_steps_are_fifty_and_fifty_after_a_reload_to_the_last_bit(
     assert handle.steps == whole.steps == 100
 
 
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
+def test_after_loading_the_learning_rate_is_read_from_the_loaded_groups(kind: str) -> None:
+    """torch replaces the groups when it loads: a schedule then changes the new ones."""
+    x, y = _lasso_data()
+    model = _linear()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    tl.attach(optimizer, tl.Regularizer(model, tl.L1(10.0)))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = model.weight.detach().clone()
+    _step(model, optimizer, x, y)
+    assert torch.equal(model.weight, before)
+
+
 def test_loading_restores_unfrozen_zeros_too() -> None:
     _, optimizer, _, _ = _session("adam", 0, frozen_from=None)
     saved = optimizer.state_dict()
@@ -568,6 +582,20 @@ def test_loading_a_foreign_state_warns_and_goes_on(kind: str) -> None:
         _step(other, optimizer, x, y)
     assert int((other.weight == 0).sum()) == 17
     assert handle.steps == 600
+
+
+def test_a_foreign_momentum_is_taken_in_its_steady_state() -> None:
+    w = nn.Parameter(torch.full((1,), 1e3, dtype=torch.float64))
+    model = nn.Module()
+    model.w = w
+    plain, optimizer = SGD([w], lr=0.1, momentum=0.9), SGD([w], lr=0.1, momentum=0.9)
+    w.grad = torch.zeros_like(w)
+    plain.step()
+    tl.attach(optimizer, tl.Regularizer(model, tl.L1(1.0)))
+    with pytest.warns(UserWarning, match="saved without torchlasso"):
+        optimizer.load_state_dict(plain.state_dict())
+    optimizer.step()
+    assert w.item() == pytest.approx(1e3 - 0.1 / (1 - 0.9))
 
 
 def test_a_state_with_a_handle_loads_into_a_plain_optimizer() -> None:

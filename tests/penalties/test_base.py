@@ -104,6 +104,13 @@ def test_large_and_small_weights_survive_half_precision() -> None:
     assert tl.L1(1.0, weights=weights).strength_max(torch.ones(3, dtype=torch.float16)) == pytest.approx(1e8)
 
 
+def test_weights_follow_the_tensor_to_its_device() -> None:
+    w = torch.ones(2, 3, device="meta")
+    for penalty in (tl.L1(0.1, weights=torch.ones(3)), tl.GroupLasso(0.1, weights=torch.ones(2))):
+        found = [penalty.prox(w, 0.5), penalty.residual(w, w), penalty.value(w)]
+        assert all(tensor.device.type == "meta" for tensor in found)
+
+
 def test_describe_names_the_penalty_without_its_strength() -> None:
     described = [
         tl.L1(0.1).describe(),

@@ -69,6 +69,18 @@ def test_strength_max_is_where_scikit_learn_finds_nothing(
         assert np.count_nonzero(model.coef_) == count
 
 
+def test_nonnegative_strength_max_counts_what_pulls_upwards_only(data: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = data
+    gradient = _gradient(x, y, np.zeros(8))
+    assert float(gradient.max()) > 0  # some features would be negative
+    largest = tl.L1(1.0, nonnegative=True).strength_max(gradient)
+    assert largest == -float(gradient.min())
+    assert tl.L1(1.0, nonnegative=True).strength_max(gradient.abs()) == 0.0
+    for factor, count in ((1.001, 0), (0.999, 1)):
+        model = Lasso(largest * factor, positive=True, fit_intercept=False, tol=1e-12).fit(x, y)
+        assert np.count_nonzero(model.coef_) == count
+
+
 def test_proximal_gradient_reaches_the_solution_of_scikit_learn(data: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = data
     penalty = tl.ElasticNet(ALPHA, l1_ratio=0.7, nonnegative=True)

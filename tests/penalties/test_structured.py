@@ -90,7 +90,7 @@ def test_unknown_weights_are_refused() -> None:
 @pytest.mark.parametrize("step", [torch.tensor(0.3), torch.tensor([0.3]), torch.tensor([[0.3]])])
 def test_a_step_of_one_entry_is_a_number(step: torch.Tensor) -> None:
     w = torch.randn(2, 3)
-    for groups in ("rows", "columns", "tensor"):
+    for groups in ("rows", "columns", "tensor", [[0, 2], [1]]):
         penalty = tl.GroupLasso(0.5, groups=groups)
         assert torch.allclose(penalty.prox(w, step), penalty.prox(w, 0.3))
 

@@ -144,20 +144,33 @@ class _Fista:
     @torch.no_grad()
     def _backtrack(self, value: float, gradients: list[Tensor]) -> list[Tensor]:
         """Return the proximal gradient step at the smallest ``L`` (doubling) that majorises the loss."""
-        rounding = 8 * torch.finfo(gradients[0].dtype).eps * max(abs(value), 1e-300)
         while math.isfinite(self.lipschitz):
             new = self._proximal_gradient(gradients)
             self._write(new)
             move = [n - y for n, y in zip(new, self.y, strict=True)]
-            linear = sum(float((g * m).sum()) for g, m in zip(gradients, move, strict=True))
-            square = sum(
-                float((m.square() / self.metric[p]).sum()) for p, m in zip(self.parameters, move, strict=True)
-            )
-            if float(self.loss()) <= value + linear + self.lipschitz / 2 * square + rounding:
+            if self._majorises(value, gradients, move):
                 return new
             self.lipschitz *= 2
         msg = "the loss is not finite around the current weights; check the data for NaN, or scale them"
         raise InputError(msg)
+
+    def _majorises(self, value: float, gradients: list[Tensor], move: list[Tensor]) -> bool:
+        """Return whether the quadratic model at ``y`` lies above the loss after a move.
+
+        The loss tells steps apart down to the root of its rounding only, and ``L`` would then drift.  Below
+        that the change of the gradient along the move is compared, which for a quadratic is the same.
+        """
+        square = sum(
+            float((m.square() / self.metric[p]).sum()) for p, m in zip(self.parameters, move, strict=True)
+        )
+        bound = self.lipschitz / 2 * square
+        eps = torch.finfo(gradients[0].dtype).eps
+        if bound > 1e4 * eps * abs(value):
+            linear = sum(float((g * m).sum()) for g, m in zip(gradients, move, strict=True))
+            return float(self.loss()) - value - linear <= bound
+        _, after = self._gradient()
+        bend = sum(float(((a - g) * m).sum()) for a, g, m in zip(after, gradients, move, strict=True))
+        return bend / 2 <= bound * (1 + 1e-6) + 8 * eps * (self.unit or 1.0) * math.sqrt(square)
 
     def _proximal_gradient(self, gradients: list[Tensor]) -> list[Tensor]:
         steps = {p: self.metric[p] / self.lipschitz for p in self.parameters}
