@@ -34,7 +34,7 @@ def test_a_linear_model_agrees_with_scikit_learn() -> None:
     )
     assert sum(shares) == pytest.approx(1)
     known = (inputs.numpy(), target.numpy())
-    model = LinearRegression().fit(*known)
+    model = LinearRegression().fit(*known)  # type: ignore[no-untyped-call]
     theirs = reference(model, *known, scoring="neg_mean_squared_error", n_repeats=3, random_state=0)[
         "importances_mean"
     ]

@@ -162,7 +162,7 @@ def test_a_table_that_would_not_fit_into_memory_is_refused(monkeypatch: pytest.M
     model = make()
     monkeypatch.setattr(encoding, "MAX_MATRIX_BYTES", 4 * ROWS * len(model.encoder.column_names))
     model.predict(features())
-    with pytest.raises(TableError, match="41 rows of .* use fewer rows"):
+    with pytest.raises(TableError, match=r"41 rows of .* use fewer rows"):
         model.predict(pl.concat([features(), features()[:1]]))
 
 
@@ -239,7 +239,7 @@ HOSTILE: dict[str, Change] = {
     "mixed precision": lambda t, c: t.update({"output.bias": torch.ones(1, dtype=torch.float64)}),
     "half precision": lambda t, c: t.update({name: tensor.half() for name, tensor in t.items()}),
     "eighth precision": lambda t, c: t.update({n: v.to(torch.float8_e5m2) for n, v in t.items()}),
-    "complex": lambda t, c: t.update({name: tensor.cfloat() for name, tensor in t.items()}),
+    "complex": lambda t, c: t.update({name: tensor.to(torch.complex64) for name, tensor in t.items()}),
     "not a number": lambda t, c: t["output.bias"].fill_(float("nan")),
     "infinite": lambda t, c: t["hidden1.weight"].fill_(float("inf")),
     "no encoder": lambda t, c: c.pop("encoder"),

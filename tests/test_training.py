@@ -146,7 +146,7 @@ def _fitted(task: Task, strength: float, x: np.ndarray, y: np.ndarray, tolerance
         torch.tensor(x),
         target,
         tolerance=tolerance,
-        max_iterations=50_000,
+        max_iterations=5_000,
     )
     assert solution.converged
     return layer
@@ -159,7 +159,11 @@ def _weights(layer: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("strength", [1e-3, 0.3, 1e3])
 def test_raw_data_give_the_lasso_of_scikit_learn(strength: float) -> None:
     x, z = _raw()
-    y = 1e4 + z @ np.array([3.0, 0.0, -2.0, 1.0, 0.5, 1.0, 0.0, 0.0]) + np.random.default_rng(1).normal(size=120)
+    y = (
+        1e4
+        + z @ np.array([3.0, 0.0, -2.0, 1.0, 0.5, 1.0, 0.0, 0.0])
+        + np.random.default_rng(1).normal(size=120)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of the last digit of its duality gap
         reference = Lasso(alpha=strength, tol=1e-12, max_iter=100_000).fit(x, y)
@@ -186,12 +190,19 @@ def _logistic(x: np.ndarray, y: np.ndarray, strength: float) -> LogisticRegressi
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn is renaming its penalty argument
         model = LogisticRegression(
-            penalty="l1", C=1 / (len(y) * strength), solver="saga", tol=1e-12, max_iter=100_000, random_state=0
+            penalty="l1",
+            C=1 / (len(y) * strength),
+            solver="saga",
+            tol=1e-12,
+            max_iter=100_000,
+            random_state=0,
         )
         return model.fit(x, y)
 
 
-def _objective(task: Task, strength: float, x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray) -> float:
+def _objective(
+    task: Task, strength: float, x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray
+) -> float:
     output: Tensor = torch.tensor(x @ w.T + b)
     return float(task.loss(output, torch.tensor(y))) + strength * float(np.abs(w).sum())
 

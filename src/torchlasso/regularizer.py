@@ -234,7 +234,7 @@ def _check_used(
             reasons = "; ".join(f"{row.names[0]}: {row.reason}" for row, _ in first[:4])
             msg = (
                 f"rule {describe_key(key)} penalises nothing ({reasons}). To penalise what is left alone by "
-                "default, name it exactly or give the Parameter itself; frozen weights need requires_grad=True"
+                "default, name it exactly or give the Parameter itself; what is frozen must be unfrozen"
             )
             raise RuleError(msg)
 

@@ -130,6 +130,7 @@ def solve_linear(
     centred = torch.where(flat, 0.0, inputs - mean)
     variance = torch.where(flat, 1.0, scale.square())
     metric = {layer.weight: (1 / variance).expand_as(layer.weight), layer.bias: torch.ones_like(layer.bias)}
+    of_weight, of_bias = _gradients_at_zero(centred / variance.sqrt(), target, layer, loss_fn)
     shift = layer.weight.detach() @ mean
     layer.bias.data.add_(shift)
     try:
@@ -140,17 +141,20 @@ def solve_linear(
             metric=metric,
             tolerance=tolerance,
             max_iterations=max_iterations,
-            unit=_gradient_at_zero(centred / variance.sqrt(), target, layer, loss_fn),
+            unit=max(of_weight, 1e-6 * of_bias) or 1.0,  # never what rounding leaves of the intercept's
+            noise=64 * torch.finfo(inputs.dtype).eps * max(of_weight, of_bias),
         )
     finally:
         layer.bias.data.sub_(layer.weight.detach() @ mean)
 
 
-def _gradient_at_zero(inputs: Tensor, target: Tensor, layer: nn.Linear, loss_fn: LossFn) -> float:
-    """Return the largest gradient at zero weights and intercept; never 0, nor rounding of the intercept's."""
+def _gradients_at_zero(
+    inputs: Tensor, target: Tensor, layer: nn.Linear, loss_fn: LossFn
+) -> tuple[float, float]:
+    """Return the largest gradients of the weights and of the intercepts where all of them are zero."""
     weight = torch.zeros_like(layer.weight, requires_grad=True)
     bias = torch.zeros_like(layer.bias, requires_grad=True)
     with torch.enable_grad():
         loss = loss_fn(nn.functional.linear(inputs, weight, bias), target)
     of_weight, of_bias = torch.autograd.grad(loss, [weight, bias])
-    return max(float(of_weight.abs().max()), 1e-6 * float(of_bias.abs().max())) or 1.0
+    return float(of_weight.abs().max()), float(of_bias.abs().max())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import torchlasso as tl
 from tests.oracles.cases import Problem, problems
+from torchlasso.errors import InputError
 from torchlasso.optim.fista import Solution, fista
 
 
@@ -135,5 +136,5 @@ def test_infinite_weights_exclude_and_zero_weights_keep() -> None:
 def test_what_is_not_finite_raises_instead_of_turning_for_ever(bad: float) -> None:
     x, y, model = _least_squares()
     x[0, 0] = bad
-    with pytest.raises(tl.InputError, match="not finite"):
+    with pytest.raises(InputError, match="not finite"):
         _solve(model, tl.L1(0.1), _loss(model, x, y))

@@ -12,7 +12,7 @@ from torchlasso.optim.attach import attach
 from torchlasso.path import PathPoint, strength_grid, walk
 from torchlasso.training import constant, cosine, train
 
-_SMALLEST = 1e-5  # the path begins at this fraction of the largest strength
+_SMALLEST = 1e-3  # the path begins at this fraction of the largest strength, as scikit-learn's LassoCV does
 
 _SMALLEST_EPS = 1e-8  # torch's default
 

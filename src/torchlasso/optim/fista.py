@@ -39,6 +39,7 @@ def fista(
     tolerance: float = 1e-6,
     max_iterations: int = 20_000,
     unit: float | None = None,
+    noise: float = 0.0,
 ) -> Solution:
     """Minimise ``loss() + regularizer()`` over the parameters, from where they are.
 
@@ -55,6 +56,7 @@ def fista(
         max_iterations: when to give up.
         unit: the size, in the metric, of an unpenalised gradient that counts as 1; the largest one at the
             start if it is not given, which a start at the optimum makes too small.
+        noise: the size, in the metric, below which a gradient is rounding and counts as zero.
 
     Raises:
         InputError: the loss or its gradient is not finite.
@@ -63,7 +65,7 @@ def fista(
         Beck and Teboulle, SIAM J. Imaging Sci. 2 (2009); O'Donoghue and Candès, "Adaptive restart for
         accelerated gradient schemes", Found. Comput. Math. 15 (2015).
     """
-    solver = _Fista(loss, regularizer.current_terms(), list(parameters), metric, unit)
+    solver = _Fista(loss, regularizer.current_terms(), list(parameters), metric, unit, noise)
     residual = solver.residual()
     iterations = 0
     while residual > tolerance and iterations < max_iterations:
@@ -84,12 +86,13 @@ class _Fista:
         parameters: list[nn.Parameter],
         metric: Mapping[nn.Parameter, Tensor],
         unit: float | None,
+        noise: float,
     ) -> None:
         self.loss, self.terms, self.parameters, self.metric = loss, terms, parameters, metric
         self.lipschitz, self.momentum = 1.0, 1.0
         self.x = [p.detach().clone() for p in parameters]
         self.y = [p.detach().clone() for p in parameters]
-        self.unit = unit
+        self.unit, self.noise = unit, noise
 
     def iterate(self) -> None:
         """Take one accelerated step."""
@@ -118,8 +121,13 @@ class _Fista:
         if self.unit is None:
             self.unit = max(float(g.abs().max()) for g in scaled.values()) or 1.0
         penalised = {p for term in self.terms for p in term.parameters}
-        free = [float(scaled[p].abs().max()) / self.unit for p in self.parameters if p not in penalised]
-        return max([*free, *(self._relative(term, raw, scaled) for term in self.terms)])
+        free = [float(scaled[p].abs().max()) for p in self.parameters if p not in penalised]
+        return max(
+            [
+                *(max(g - self.noise, 0.0) / self.unit for g in free),
+                *(self._relative(term, raw, scaled) for term in self.terms),
+            ]
+        )
 
     def _relative(
         self, term: Term, raw: Mapping[nn.Parameter, Tensor], scaled: Mapping[nn.Parameter, Tensor]
@@ -128,8 +136,11 @@ class _Fista:
         strength = term.penalty.current_strength
         gradients = raw if strength > 0 else scaled
         block = term.gather([gradients[p] for p in term.parameters])
-        worst = float(term.penalty.residual(term.gather(term.parameters), block).max())
-        return worst / (strength or self.unit or 1.0)
+        residual = term.penalty.residual(term.gather(term.parameters), block)
+        noise = self.noise * term.gather([self.metric[p] for p in term.parameters]).rsqrt()
+        if strength == 0 or residual.shape != noise.shape:  # already scaled, or one residual a group
+            noise = noise.max() if strength > 0 else torch.full_like(residual, self.noise)
+        return float((residual - noise).clamp_min(0.0).max()) / (strength or self.unit or 1.0)
 
     def _gradient(self) -> tuple[float, list[Tensor]]:
         with torch.enable_grad():
@@ -170,7 +181,9 @@ class _Fista:
             return float(self.loss()) - value - linear <= bound
         _, after = self._gradient()
         bend = sum(float(((a - g) * m).sum()) for a, g, m in zip(after, gradients, move, strict=True))
-        return bend / 2 <= bound * (1 + 1e-6) + 8 * eps * (self.unit or 1.0) * math.sqrt(square)
+        return bend / 2 <= bound * (1 + 1e-6) + max(8 * eps * (self.unit or 1.0), self.noise) * math.sqrt(
+            square
+        )
 
     def _proximal_gradient(self, gradients: list[Tensor]) -> list[Tensor]:
         steps = {p: self.metric[p] / self.lipschitz for p in self.parameters}
