@@ -21,10 +21,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from torchlasso import cli, tabular
-from torchlasso.data import read_table
+from torchlasso import cli
 from torchlasso.files import read_tensors, write_tensors
-from torchlasso.outputs import table_bytes
+from torchlasso.tabular import job as tabular
+from torchlasso.tabular.data import read_table
+from torchlasso.tabular.outputs import table_bytes
 
 ROWS = 60
 FEATURES = ["age", "height", "smoker", "job"]
@@ -591,6 +592,20 @@ def test_the_installed_command_refuses_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.1, 0.5, 1.5])
+def test_ctrl_c_while_torch_is_imported(tmp_path: Path, delay: float) -> None:
+    table("t.csv")
+    before = tree(tmp_path)
+    command = [script(), "fit", "t.csv", "--target", "y", "--hidden", "512,512", "--out", "out"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    time.sleep(delay + 0.2)  # the interpreter itself takes some 50 ms to start
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert said.decode().splitlines() == ["torchlasso: error: interrupted; no file was left half-written"]
+    assert tree(tmp_path) == before
+
+
 def test_ctrl_c_while_training(tmp_path: Path) -> None:
     table("t.csv")
     before = tree(tmp_path)
@@ -619,7 +634,7 @@ def test_ctrl_c_while_training(tmp_path: Path) -> None:
 
 INTERRUPT_ONCE = """
 import os, signal, sys
-from torchlasso import {module} as module
+from torchlasso.tabular import {module} as module
 original = module.{name}
 def interrupted(*args, **options):
     os.kill(os.getpid(), signal.SIGINT)

@@ -99,7 +99,7 @@ def test_fences_are_of_a_known_kind(path: Path) -> None:
     """A misspelt language would quietly take a snippet out of these tests."""
     text = path.read_text(encoding="utf-8")
     assert text.count("```") == 2 * len(blocks_of(path))
-    assert {block.language for block in blocks_of(path)} <= {"python", "output", "console", "sh", "bibtex"}
+    assert {block.language for block in blocks_of(path)} <= {"python", "output", "console", "sh", "text"}
 
 
 def test_the_floors_in_the_architecture_are_those_of_the_test() -> None:
@@ -155,3 +155,34 @@ def test_a_failing_command_fails(tmp_path: Path) -> None:
     path = document(tmp_path, ("console", "$ torchlasso inspect absent.pt"))
     with pytest.raises(AssertionError, match="absent"):
         run_console(blocks_of(path), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_shown_demo_is_what_make_demo_prints(tmp_path: Path) -> None:
+    """Every heading and label of the README's shortened output; the numbers depend on the processor."""
+    (shown,) = [block for block in blocks_of(ROOT / "README.md") if block.language == "text"]
+    recipe = subprocess.run(
+        ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert recipe.stdout.splitlines()[-1] == ".venv/bin/torchlasso demo"
+    command = [sys.executable, "-c", RUN_CLI, "demo"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    words = set(re.findall(r"[A-Za-z_/.]{3,}", run.stdout))
+    names = [line for line in shown.text.splitlines() if not line.startswith(("$", "…"))]
+    missing = {word for line in names for word in re.findall(r"[A-Za-z_/.]{3,}", line)} - words
+    assert not missing
+    assert {path.name for path in (tmp_path / "torchlasso-breast_cancer").iterdir()} == {
+        "breast_cancer.csv",
+        "metrics.json",
+        "model.safetensors",
+        "path.csv",
+        "report.html",
+    }
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    (block,) = [block for block in blocks_of(ROOT / "README.md") if block.language == "sh"]
+    targets = [line.split()[1] for line in block.text.splitlines()]
+    assert targets == ["demo", "test"]
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=True)

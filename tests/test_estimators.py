@@ -1,13 +1,296 @@
 """The estimators keep scikit-learn's contract and minimise what they say."""
 
+import copy
+import math
+import pickle
+import warnings
+from collections.abc import Iterator
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.linear_model import Lasso, LogisticRegression
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import torchlasso as tl
+from torchlasso.errors import InputError
+from torchlasso.mlp import linear_layers
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These problems are tiny: a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
 @parametrize_with_checks([tl.LassoMLPClassifier(), tl.LassoMLPRegressor()])
 def test_scikit_learns_checks(estimator, check) -> None:
     check(estimator)
+
+
+# --- the linear models are the convex problems ---------------------------------------------------------
+
+
+def _quantities(rows: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 6)) * [1.0, 5.0, 0.2, 1.0, 1.0, 1.0] + [0.0, 10.0, 0.0, -3.0, 0.0, 0.0]
+    return x, 3 * x[:, 0] - 0.5 * x[:, 1] + x[:, 3] + 0.5 * rng.normal(size=rows) + 20
+
+
+def _classes(rows: int = 90, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(rows, 6))
+    scores = 2 * x[:, :count] + rng.normal(size=(rows, count))
+    return x, scores.argmax(axis=1)
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, strength: float) -> LogisticRegression:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn is renaming its penalty argument
+        model = LogisticRegression(
+            penalty="l1", solver="saga", C=1 / (len(y) * strength), tol=1e-12, max_iter=100_000
+        )
+        return model.fit(x, y)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3, 2.0])
+def test_a_linear_regressor_is_scikit_learns_lasso(alpha: float) -> None:
+    x, y = _quantities()
+    ours = tl.LassoMLPRegressor((), strength=alpha).fit(x, y)
+    theirs = Lasso(alpha=alpha, tol=1e-13, max_iter=100_000).fit(x, y)
+    np.testing.assert_allclose(ours.module_.weight.detach().numpy()[0], theirs.coef_, atol=1e-6)
+    np.testing.assert_allclose(ours.predict(x), theirs.predict(x), atol=1e-5)
+    assert np.array_equal(ours.selected_features_, np.flatnonzero(theirs.coef_))
+    assert ours.strength_ == alpha
+    assert ours.path_ is None
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_linear_classifier_is_scikit_learns_l1_logistic(count: int) -> None:
+    x, y = _classes(count=count)
+    ours = tl.LassoMLPClassifier((), strength=0.03).fit(x, y)
+    theirs = _logistic(x, y, 0.03)
+    np.testing.assert_allclose(ours.module_.weight.detach().numpy(), theirs.coef_, atol=2e-5)
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=2e-5)
+    assert np.array_equal(ours.predict(x), theirs.predict(x))
+
+
+def test_one_number_is_one_hidden_layer() -> None:
+    x, y = _classes()
+    assert len(linear_layers(tl.LassoMLPClassifier(4, strength=0.1).fit(x, y).module_)) == 2
+
+
+# --- names, labels, groups ------------------------------------------------------------------------------
+
+
+def test_selected_features_are_the_names_of_a_data_frame() -> None:
+    x, y = _quantities()
+    frame = pd.DataFrame(x, columns=list("abcdef"))
+    by_name = tl.LassoMLPRegressor((), strength=2.0).fit(frame, y)
+    by_index = tl.LassoMLPRegressor((), strength=2.0).fit(x, y)
+    assert 0 < len(by_index.selected_features_) < 6
+    assert list(by_name.selected_features_) == [frame.columns[i] for i in by_index.selected_features_]
+    with pytest.raises(ValueError, match="feature names"):
+        by_name.predict(frame[list("fedcba")])
+
+
+def test_labels_may_be_strings() -> None:
+    x, y = _classes(count=3)
+    names = np.array(["cherry", "apple", "banana"])[y]
+    model = tl.LassoMLPClassifier((), strength=0.01).fit(x, names)
+    assert list(model.classes_) == ["apple", "banana", "cherry"]
+    assert set(model.predict(x)) <= set(names)
+    assert model.score(x, names) > 0.7
+
+
+@pytest.mark.parametrize(("hidden", "strength"), [((), 0.1), ((6,), 0.02)], ids=["linear", "network"])
+def test_groups_are_selected_together(hidden: tuple[int, ...], strength: float) -> None:
+    x, y = _classes()
+    groups = [[0, 5], [1, 4], [2], [3]]
+    model = tl.LassoMLPClassifier(
+        hidden, penalty="features", strength=strength, groups=groups, random_state=0
+    )
+    chosen = set(model.fit(x, y).selected_features_)
+    assert 0 < len(chosen) < 6
+    assert all(set(group) <= chosen or not set(group) & chosen for group in groups)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_prediction_is_the_most_probable_class(count: int) -> None:
+    x, y = _classes(count=count)
+    model = tl.LassoMLPClassifier((5,), strength=0.02, random_state=0).fit(x, y)
+    p = model.predict_proba(x)
+    assert p.shape == (90, count)
+    np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-12)
+    assert np.array_equal(model.predict(x), model.classes_[p.argmax(axis=1)])
+
+
+# --- scikit-learn's machinery ---------------------------------------------------------------------------
+
+ESTIMATORS = [
+    tl.LassoMLPClassifier((4,), strength=0.05, random_state=0),
+    tl.LassoMLPRegressor((), strength=0.5),
+]
+
+
+def _fitted(model: BaseEstimator) -> tuple[BaseEstimator, np.ndarray]:
+    x, y = _classes() if isinstance(model, tl.LassoMLPClassifier) else _quantities()
+    return clone(model).fit(x, y), x
+
+
+@pytest.mark.parametrize("model", ESTIMATORS, ids=["classifier", "regressor"])
+def test_parameters_survive_a_clone_and_fits_survive_a_copy(model: BaseEstimator) -> None:
+    twin = clone(model)
+    assert twin.get_params() == model.get_params()
+    assert clone(model).set_params(strength=0.7).strength == 0.7
+    fitted, x = _fitted(model)
+    assert clone(fitted).get_params() == model.get_params()
+    assert not hasattr(clone(fitted), "module_")
+    for other in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
+        assert np.array_equal(other.predict(x), fitted.predict(x))
+        assert np.array_equal(other.selected_features_, fitted.selected_features_)
+
+
+@pytest.mark.parametrize("strength", ["auto", 0.05])
+def test_a_random_state_fixes_the_fit_and_leaves_the_worlds_alone(strength: float | str) -> None:
+    x, y = _classes()
+
+    def weights(seed: int) -> np.ndarray:
+        model = tl.LassoMLPClassifier((4,), strength=strength, batch_size=40, random_state=seed).fit(x, y)
+        return torch.cat([p.detach().flatten() for p in model.module_.parameters()]).numpy()
+
+    first = weights(0)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    assert np.array_equal(weights(0), first)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert not np.array_equal(weights(1), first)
+
+
+@pytest.mark.parametrize("hidden", [(), (4,)], ids=["linear", "network"])
+def test_float32_rows_give_what_float64_rows_give(hidden: tuple[int, ...]) -> None:
+    x, y = _classes()
+    x = x.astype(np.float32)
+    narrow = tl.LassoMLPClassifier(hidden, strength=0.05, random_state=0).fit(x, y)
+    wide = tl.LassoMLPClassifier(hidden, strength=0.05, random_state=0).fit(x.astype(np.float64), y)
+    np.testing.assert_allclose(narrow.predict_proba(x), wide.predict_proba(x.astype(np.float64)), atol=1e-5)
+
+
+def test_a_grid_search_over_the_strength_in_a_pipeline() -> None:
+    x, y = _classes()
+    pipeline = make_pipeline(StandardScaler(), tl.LassoMLPClassifier(()))
+    search = GridSearchCV(pipeline, {"lassomlpclassifier__strength": [0.01, 10.0]}, cv=3).fit(x, y)
+    assert search.best_params_ == {"lassomlpclassifier__strength": 0.01}
+    assert len(search.best_estimator_[-1].selected_features_) >= 2
+
+
+WRONG = {
+    "hidden_layer_sizes": [(0,), (3, -1), (2.5,), ("many",), "abc", None, (math.nan,), (True,)],
+    "penalty": ["L1", None, 1],
+    "strength": [-1.0, "none", math.nan, math.inf, None, [0.1]],
+    "learning_rate": [0.0, -1.0, math.nan, math.inf, "fast"],
+    "batch_size": [0, -5, 2.5, "all"],
+    "validation_fraction": [0.0, 1.0, -0.1, math.nan, "half"],
+    "device": ["toaster"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+@pytest.mark.parametrize("kind", [tl.LassoMLPClassifier, tl.LassoMLPRegressor], ids=["class", "quantity"])
+def test_a_wrong_parameter_is_named_in_fit_and_not_before(kind: type, name: str, value: object) -> None:
+    x, y = _classes()
+    model = kind(**{name: value})
+    with pytest.raises(InputError, match=name):
+        model.fit(x, y)
+
+
+@pytest.mark.parametrize(
+    "groups", [[[0, 1]], [[0, 1, 2, 3, 4, 5], [5]], [[0, 1, 2, 3, 4, 9]], [[0.5, 1, 2, 3, 4, 5]], "rows", 3]
+)
+def test_wrong_groups_are_an_error(groups: object) -> None:
+    x, y = _classes()
+    with pytest.raises(InputError, match="groups"):
+        tl.LassoMLPClassifier((), penalty="features", strength=0.1, groups=groups).fit(x, y)
+
+
+def test_groups_and_neurons_ask_for_what_they_need() -> None:
+    x, y = _classes()
+    with pytest.raises(InputError, match="groups belong to penalty='features'"):
+        tl.LassoMLPClassifier(groups=[[0, 1, 2, 3, 4, 5]]).fit(x, y)
+    with pytest.raises(InputError, match="hidden layer"):
+        tl.LassoMLPClassifier((), penalty="neurons").fit(x, y)
+    with pytest.raises(InputError, match="two classes or more"):
+        tl.LassoMLPClassifier(()).fit(x, np.zeros(len(x)))
+
+
+# --- the quality on real data ---------------------------------------------------------------------------
+
+LOADERS = {
+    "breast_cancer": load_breast_cancer,
+    "wine": load_wine,
+    "digits": load_digits,
+    "diabetes": load_diabetes,
+}
+SEEDS = range(3)
+
+
+def _scores(name: str, penalty: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return test scores of the sparse and the dense nets, shares of nonzeros, features and test rows."""
+    x, y = LOADERS[name](return_X_y=True)
+    regression = name == "diabetes"
+    kind = tl.LassoMLPRegressor if regression else tl.LassoMLPClassifier
+    rows = []
+    for seed in SEEDS:
+        a, b, c, d = train_test_split(
+            x, y, test_size=0.2, random_state=seed, stratify=None if regression else y
+        )
+        sparse = make_pipeline(StandardScaler(), kind(penalty=penalty, random_state=seed)).fit(a, c)
+        dense = make_pipeline(StandardScaler(), kind(strength=0, random_state=seed)).fit(a, c)
+        weights = [layer.weight for _, layer in linear_layers(sparse[-1].module_)]
+        share = sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        features = len(sparse[-1].selected_features_)
+        rows.append((sparse.score(b, d), dense.score(b, d), share, features))
+    return *np.array(rows).T, len(d)
+
+
+def _allowance(sparse: np.ndarray, dense: np.ndarray, rows: int, accuracy: bool) -> float:
+    """Return one standard error of the mean difference: over the seeds, and of the test rows' luck.
+
+    The first is sd(difference)/√seeds (ddof=1); the second the binomial error √(p(1−p)/(rows·seeds)) of an
+    accuracy ``p``.  They are independent sources, so their squares add.
+    """
+    seeds = len(sparse)
+    variance = float(np.var(sparse - dense, ddof=1)) / seeds
+    p = float(dense.mean())
+    return math.sqrt(variance + (p * (1 - p) / (rows * seeds) if accuracy else 0.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_sparse_net_is_as_good_as_the_dense_one_with_half_its_weights_or_less(name: str) -> None:
+    sparse, dense, shares, _, rows = _scores(name, "l1")
+    allowance = _allowance(sparse, dense, rows, accuracy=name != "diabetes")
+    assert sparse.mean() >= dense.mean() - allowance
+    assert shares.mean() <= 0.5
+
+
+@pytest.mark.slow
+def test_feature_selection_on_breast_cancer_keeps_the_score_with_half_of_the_features() -> None:
+    sparse, dense, shares, features, rows = _scores("breast_cancer", "features")
+    assert sparse.mean() >= dense.mean() - _allowance(sparse, dense, rows, accuracy=True)
+    assert shares.mean() <= 0.5
+    assert features.mean() <= 15

@@ -138,6 +138,8 @@ def _raw(rows: int = 120) -> tuple[np.ndarray, np.ndarray]:
 
 def _fitted(task: Task, strength: float, x: np.ndarray, y: np.ndarray, tolerance: float = 1e-9) -> nn.Linear:
     layer = nn.Linear(x.shape[1], task.outputs, dtype=torch.float64)
+    if task.kind != "regression":
+        nn.init.zeros_(layer.weight)  # logits of a million are a long way from anywhere
     target = torch.tensor(y)
     solution = solve_linear(
         layer,

@@ -16,17 +16,23 @@ from torch import Tensor
 from typer.exceptions import TyperException
 
 from torchlasso.checkpoints import read_checkpoint
-from torchlasso.data import bundled, read_table
 from torchlasso.errors import InputError, TorchlassoError
 from torchlasso.files import AnyPath, results_folder, write_files
 from torchlasso.monitor.console import FitProgress, print_summary
 from torchlasso.monitor.formats import clean
-from torchlasso.outputs import check_prediction_file, is_same_file, predict_command, table_bytes, write_fit
 from torchlasso.penalties.base import check_strength
-from torchlasso.predictor import Predictor
 from torchlasso.sparsity import SparsityTable, count_zeros
 from torchlasso.structure import PENALTIES
-from torchlasso.tabular import Request, fit_table
+from torchlasso.tabular.data import bundled, read_table
+from torchlasso.tabular.job import Request, fit_table
+from torchlasso.tabular.outputs import (
+    check_prediction_file,
+    is_same_file,
+    predict_command,
+    table_bytes,
+    write_fit,
+)
+from torchlasso.tabular.predictor import Predictor
 
 _INTERRUPTED = "interrupted; no file was left half-written"
 _TYPER_INTERRUPTED = 130

@@ -1,7 +1,8 @@
 """The scikit-learn face: sparse networks and linear models that choose their own strength."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, Self, final
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any, Literal, Self, TypeGuard, final
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torchlasso.errors import InputError
 from torchlasso.fit.fitter import Fit
 from torchlasso.fit.run import fit_mlp
 from torchlasso.fit.settings import Settings
+from torchlasso.groups import normalise_groups
 from torchlasso.mlp import used_features
 from torchlasso.path import Path
 from torchlasso.penalties.base import check_strength
@@ -85,33 +87,23 @@ class _LassoMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     def _settings(self, seed: int) -> Settings:
         """Check the parameters and return them as the settings of a fit."""
-        hidden = tuple(np.atleast_1d(np.asarray(self.hidden_layer_sizes, dtype=float)))
-        if any(width < 1 or width != int(width) for width in hidden):
-            msg = f"hidden_layer_sizes must be whole numbers of 1 or more, got {self.hidden_layer_sizes!r}"
-            raise InputError(msg)
         if self.penalty not in PENALTIES:
             msg = f"penalty must be one of {', '.join(PENALTIES)}, got {self.penalty!r}"
             raise InputError(msg)
         if self.groups is not None and self.penalty != "features":
             msg = f"groups belong to penalty='features', got penalty={self.penalty!r}"
             raise InputError(msg)
-        _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
-        _require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
-        _require(
-            0 < self.validation_fraction < 1,
-            "validation_fraction",
-            "between 0 and 1",
-            self.validation_fraction,
-        )
+        rate, size, part = self.learning_rate, self.batch_size, self.validation_fraction
+        _require(_is_real(rate) and 0 < rate < np.inf, "learning_rate", "a number above 0", rate)
+        _require(_is_whole(size) and size >= 1, "batch_size", "a whole number of 1 or more", size)
+        _require(_is_real(part) and 0 < part < 1, "validation_fraction", "a number between 0 and 1", part)
         return Settings(
-            tuple(int(width) for width in hidden),
+            _hidden(self.hidden_layer_sizes),
             self.penalty,
-            None
-            if isinstance(self.strength, str) and self.strength == "auto"
-            else check_strength(self.strength),
-            groups=None if self.groups is None else tuple(tuple(int(i) for i in g) for g in self.groups),
-            learning_rate=float(self.learning_rate),
-            batch_size=int(self.batch_size),
+            _strength(self.strength),
+            groups=None if self.groups is None else _groups(self.groups),
+            learning_rate=float(rate),
+            batch_size=int(size),
             seed=seed,
             device=resolve_device(self.device),
         )
@@ -195,8 +187,8 @@ class LassoMLPClassifier(ClassifierMixin, _LassoMLP):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most probable label of each row."""
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
 
 
 @final
@@ -272,3 +264,34 @@ def _require(holds: bool, name: str, what: str, value: object) -> None:
     if not holds:
         msg = f"{name} must be {what}, got {value!r}"
         raise InputError(msg)
+
+
+def _is_real(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
+
+
+def _hidden(sizes: object) -> tuple[int, ...]:
+    """Return the widths of the hidden layers; one number is one layer."""
+    listed = [sizes] if isinstance(sizes, Real) else sizes
+    widths = list(listed) if isinstance(listed, Iterable) else [None]
+    good = [width for width in widths if _is_whole(width) and width >= 1]
+    _require(len(good) == len(widths), "hidden_layer_sizes", "whole numbers of 1 or more", sizes)
+    return tuple(map(int, good))
+
+
+def _strength(strength: object) -> float | None:
+    """Return the strength, or None if it is to be chosen."""
+    if isinstance(strength, str) and strength == "auto":
+        return None
+    _require(_is_real(strength), "strength", "'auto' or a number of 0 or more", strength)
+    return check_strength(strength)
+
+
+def _groups(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    checked = normalise_groups(groups)
+    _require(not isinstance(checked, str), "groups", "lists of column indices", groups)
+    return tuple(tuple(group) for group in checked if not isinstance(group, str))

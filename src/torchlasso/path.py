@@ -107,7 +107,7 @@ def strength_grid(largest: float, smallest_fraction: float, count: int) -> list[
     """
     if largest == 0:
         return [0.0]
-    exponents = [1 - i / (count - 1) for i in range(count)]
+    exponents = [(count - 1 - i) / max(count - 1, 1) for i in range(count)]
     return [largest * smallest_fraction**e for e in exponents]
 
 

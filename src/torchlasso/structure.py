@@ -58,9 +58,9 @@ def _neuron_terms(layers: list[tuple[str, nn.Linear]], strength: float) -> list[
     (into, last), (out, output) = layers[-2:]
     # Each unit of the last hidden layer is one group with what reads it: a weight cannot be in two groups,
     # so the layers before are grouped by what leads into their units.
-    joint = Term(rows, (Member(into, last.weight, dim=0), Member(out, output.weight, dim=1)))
+    joint = Term(rows, (Member(into, last.weight, dim=0), Member(out, output.weight, dim=1)))  # type: ignore[arg-type]  # typed as Tensor
     return [*terms, joint]
 
 
 def _single(name: str, layer: nn.Linear, penalty: Penalty) -> Term:
-    return Term(penalty, (Member(name, layer.weight),))
+    return Term(penalty, (Member(name, layer.weight),))  # type: ignore[arg-type]  # typed as Tensor

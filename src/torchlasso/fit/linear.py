@@ -56,7 +56,8 @@ class LinearFitter(Fitter):
     def settle(self, strength: float) -> None:
         """Solve at a strength to the tolerance."""
         self.progress.stage("settling", 1)
-        self._solve(self.regularizer.with_strength(strength), self.budget.tolerance, self.budget.iterations)
+        iterations = self.budget.iterations if strength > 0 else _UNPENALISED_ITERATIONS
+        self._solve(self.regularizer.with_strength(strength), self.budget.tolerance, iterations)
         self.progress.advance()
 
     def fit_support(self) -> None:

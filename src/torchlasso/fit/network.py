@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from torchlasso.errors import InputError
 from torchlasso.fit.fitter import Fitter
 from torchlasso.mlp import build_mlp, clear_unread_units
 from torchlasso.optim.attach import attach
@@ -96,6 +97,9 @@ class NetworkFitter(Fitter):
             decay=cosine if decay else constant,
             on_step=self.progress.advance if each else lambda: None,
         )
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            msg = "training diverged: standardise the inputs (StandardScaler), or lower the learning rate"
+            raise InputError(msg)
 
 
 def _is_empty(point: PathPoint) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchlasso.errors import InputError
 from torchlasso.regularizer import Regularizer
@@ -33,9 +33,9 @@ class Solution:
 def fista(
     loss: Callable[[], Tensor],
     regularizer: Regularizer,
-    parameters: Sequence[nn.Parameter],
+    parameters: Sequence[Tensor],
     *,
-    metric: Mapping[nn.Parameter, Tensor],
+    metric: Mapping[Tensor, Tensor],
     tolerance: float = 1e-6,
     max_iterations: int = 20_000,
     unit: float | None = None,
@@ -83,8 +83,8 @@ class _Fista:
         self,
         loss: Callable[[], Tensor],
         terms: Sequence[Term],
-        parameters: list[nn.Parameter],
-        metric: Mapping[nn.Parameter, Tensor],
+        parameters: list[Tensor],
+        metric: Mapping[Tensor, Tensor],
         unit: float | None,
         noise: float,
     ) -> None:
@@ -129,9 +129,7 @@ class _Fista:
             ]
         )
 
-    def _relative(
-        self, term: Term, raw: Mapping[nn.Parameter, Tensor], scaled: Mapping[nn.Parameter, Tensor]
-    ) -> float:
+    def _relative(self, term: Term, raw: Mapping[Tensor, Tensor], scaled: Mapping[Tensor, Tensor]) -> float:
         """Return the residual of a block relative to its strength, or to the unit if that is zero."""
         strength = term.penalty.current_strength
         gradients = raw if strength > 0 else scaled

@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 
-from torchlasso.delimited import read_delimited
 from torchlasso.errors import InputError, TableError
+from torchlasso.tabular.delimited import read_delimited
 
 MAX_BYTES = 512 * 2**20
 """The most that is read: of the file, of what it unpacks to, of a columnar table at 8 bytes a value."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
-from torchlasso.encoding import Encoder
-from torchlasso.predictor import Predictor
+from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.predictor import Predictor
 
 Part = tuple[NDArray[np.float32], NDArray[Any]]
 """Encoded rows and their encoded target."""

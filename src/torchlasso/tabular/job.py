@@ -12,16 +12,16 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from torchlasso.cells import IntArray, listing, plain
 from torchlasso.devices import resolve_device
-from torchlasso.encoding import Encoder
 from torchlasso.errors import InputError, TableError
 from torchlasso.fit.run import fit_mlp
 from torchlasso.fit.settings import Progress, Settings
-from torchlasso.predictor import Predictor
-from torchlasso.scoring import Part, Scorer
-from torchlasso.summary import path_rows, summarise
-from torchlasso.targets import UsableRows, split_rows, usable_rows
+from torchlasso.tabular.cells import IntArray, listing, plain
+from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.predictor import Predictor
+from torchlasso.tabular.scoring import Part, Scorer
+from torchlasso.tabular.summary import path_rows, summarise
+from torchlasso.tabular.targets import UsableRows, split_rows, usable_rows
 from torchlasso.tasks import Task
 
 MAX_WEIGHTS = 20_000_000

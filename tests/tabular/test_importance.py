@@ -7,9 +7,9 @@ from sklearn.inspection import permutation_importance as reference
 from sklearn.linear_model import LinearRegression
 from torch import Tensor, nn
 
-from torchlasso import importance
-from torchlasso.importance import permutation_importance
 from torchlasso.mlp import build_mlp, linear_layers
+from torchlasso.tabular import importance
+from torchlasso.tabular.importance import permutation_importance
 from torchlasso.tasks import Task
 
 SINGLE = [[0], [1], [2]]

@@ -6,9 +6,9 @@ from typing import Self
 
 import numpy as np
 
-from torchlasso.cells import FloatArray
 from torchlasso.errors import TableError
-from torchlasso.fields import Fields
+from torchlasso.tabular.cells import FloatArray
+from torchlasso.tabular.fields import Fields
 
 _LARGEST = float(np.finfo(np.float32).max)
 

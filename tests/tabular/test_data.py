@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from torchlasso import data
-from torchlasso.data import bundled, read_table
 from torchlasso.errors import InputError, TableError
+from torchlasso.tabular import data
+from torchlasso.tabular.data import bundled, read_table
 
 ROWS = [(31, 1.5, "cook", True), (54, None, "smith", False), (47, -2.0, None, True)]
 pd = pytest.importorskip("pandas")

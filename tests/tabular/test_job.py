@@ -16,16 +16,16 @@ from sklearn.linear_model import Lasso, LinearRegression
 from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor
 
-from torchlasso import tabular
-from torchlasso.encoding import Encoder
 from torchlasso.errors import InputError, TableError
 from torchlasso.files import output_folder
 from torchlasso.fit.run import fit_mlp
 from torchlasso.mlp import linear_layers
-from torchlasso.outputs import predict_command, write_fit
-from torchlasso.predictor import Predictor
-from torchlasso.tabular import Request, TableFit, fit_table
-from torchlasso.targets import usable_rows
+from torchlasso.tabular import job as tabular
+from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.job import Request, TableFit, fit_table
+from torchlasso.tabular.outputs import predict_command, write_fit
+from torchlasso.tabular.predictor import Predictor
+from torchlasso.tabular.targets import usable_rows
 
 ROWS = 80
 LINEAR = Request("y", hidden=())

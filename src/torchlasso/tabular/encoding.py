@@ -3,8 +3,8 @@
 The way from a table to numbers; every position is a row of the table as it was read, also after a split:
 
 >>> import polars as pl
->>> from torchlasso.encoding import Encoder
->>> from torchlasso.targets import split_rows, usable_rows
+>>> from torchlasso.tabular.encoding import Encoder
+>>> from torchlasso.tabular.targets import split_rows, usable_rows
 >>> people = {"age": [31, 54, 47, 31], "job": ["cook", "smith", "cook", "cook"], "sick": [0, 1, 1, 0]}
 >>> frame = pl.concat([pl.DataFrame(people)] * 5)
 >>> usable = usable_rows(frame, "sick")
@@ -23,12 +23,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from torchlasso.cells import FloatArray, IntArray, listing, pick_column, plain, read_numbers, require_columns
-from torchlasso.columns import Column, column_from_config
 from torchlasso.errors import InputError, ModelFileError, TableError
-from torchlasso.features import fit_feature
-from torchlasso.fields import Fields, is_text
-from torchlasso.targets import Label, Task, class_codes, class_labels, quantities, resolve_task
+from torchlasso.tabular.cells import (
+    FloatArray,
+    IntArray,
+    listing,
+    pick_column,
+    plain,
+    read_numbers,
+    require_columns,
+)
+from torchlasso.tabular.columns import Column, column_from_config
+from torchlasso.tabular.features import fit_feature
+from torchlasso.tabular.fields import Fields, is_text
+from torchlasso.tabular.targets import Label, Task, class_codes, class_labels, quantities, resolve_task
 
 MAX_MATRIX_BYTES = 2 * 2**30
 """The most that a table may take as numbers."""

@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
-from torchlasso.encoding import Encoder
-from torchlasso.scoring import Part, Scorer
+from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.scoring import Part, Scorer
 
 
 def encoder(target: list[object]) -> Encoder:

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from torchlasso.encoding import Encoder
 from torchlasso.fit.fitter import Fit
-from torchlasso.importance import permutation_importance
 from torchlasso.mlp import linear_layers, used_features
 from torchlasso.sparsity import count_zeros
+from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.importance import permutation_importance
 from torchlasso.tasks import Task
 
 

@@ -9,7 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from torchlasso.cells import (
+from torchlasso.errors import InputError, TableError
+from torchlasso.tabular.cells import (
     FloatArray,
     IntArray,
     counted,
@@ -18,7 +19,6 @@ from torchlasso.cells import (
     read_numbers,
     refuse_text_among_numbers,
 )
-from torchlasso.errors import InputError, TableError
 
 Task = Literal["classification", "regression"]
 Label = str | int | float | bool
@@ -187,7 +187,7 @@ def class_codes(column: pl.Series, classes: tuple[Label, ...]) -> IntArray:
     """Return the position of each label among the classes.
 
     Args:
-        column: what `torchlasso.cells.pick_column` returned.
+        column: what `torchlasso.tabular.cells.pick_column` returned.
         classes: the labels, in the order of their codes.
 
     Raises:
@@ -216,7 +216,7 @@ def quantities(column: pl.Series) -> FloatArray:
     """Return the numbers of a target column.
 
     Args:
-        column: what `torchlasso.cells.pick_column` returned.
+        column: what `torchlasso.tabular.cells.pick_column` returned.
 
     Raises:
         TableError: a value is missing, infinite or not a number; the message names its row.

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchlasso.encoding import Encoder
 from torchlasso.errors import ModelFileError
 from torchlasso.files import pack_tensors, read_tensors, write_tensors
 from torchlasso.mlp import build_mlp, linear_layers
+from torchlasso.tabular.encoding import Encoder
 from torchlasso.tasks import Task
 
 MAX_BYTES = 2**30

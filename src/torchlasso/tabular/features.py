@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from torchlasso.cells import (
+from torchlasso.tabular.cells import (
     IntArray,
     counted,
     is_empty,
@@ -17,8 +17,8 @@ from torchlasso.cells import (
     read_numbers,
     refuse_text_among_numbers,
 )
-from torchlasso.columns import DATE_PARTS, Boolean, Categorical, Column, Dates, Numeric, date_parts
-from torchlasso.scaling import Scale
+from torchlasso.tabular.columns import DATE_PARTS, Boolean, Categorical, Column, Dates, Numeric, date_parts
+from torchlasso.tabular.scaling import Scale
 
 MAX_CATEGORIES = 50
 """Most categories that all get a matrix column; beyond, the frequent ones do and the rest share one."""
@@ -41,7 +41,7 @@ def fit_feature(column: pl.Series, rows: IntArray) -> Fitted:
     """Turn one column of a table into a feature.
 
     Args:
-        column: the whole column, as `torchlasso.cells.pick_column` returned it.
+        column: the whole column, as `torchlasso.tabular.cells.pick_column` returned it.
         rows: the positions of the training rows, ascending.
 
     Raises:

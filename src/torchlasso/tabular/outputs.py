@@ -12,7 +12,7 @@ import polars as pl
 from torchlasso.errors import InputError, OutputError
 from torchlasso.files import AnyPath, text_bytes, write_files
 from torchlasso.monitor.report import render_report
-from torchlasso.tabular import TableFit
+from torchlasso.tabular.job import TableFit
 
 MODEL = "model.safetensors"
 _TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")

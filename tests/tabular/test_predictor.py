@@ -14,13 +14,13 @@ import torch
 from polars.testing import assert_frame_equal
 from torch import Tensor
 
-from torchlasso import encoding, predictor
-from torchlasso.data import read_table
-from torchlasso.encoding import Encoder
 from torchlasso.errors import ModelFileError, TableError
 from torchlasso.files import read_tensors, write_tensors
 from torchlasso.mlp import build_mlp
-from torchlasso.predictor import Predictor
+from torchlasso.tabular import encoding, predictor
+from torchlasso.tabular.data import read_table
+from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.predictor import Predictor
 
 ROWS = 40
 TARGETS: dict[str, list[Any]] = {

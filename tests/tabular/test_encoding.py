@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchlasso.columns import Boolean, Categorical, Column, Dates, Numeric
-from torchlasso.data import bundled
-from torchlasso.encoding import Encoder
 from torchlasso.errors import InputError, ModelFileError, TableError
-from torchlasso.scaling import Scale
-from torchlasso.targets import Task, infer_task, split_rows, usable_rows
+from torchlasso.tabular.columns import Boolean, Categorical, Column, Dates, Numeric
+from torchlasso.tabular.data import bundled
+from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.scaling import Scale
+from torchlasso.tabular.targets import Task, infer_task, split_rows, usable_rows
 
 preprocessing: Any = pytest.importorskip("sklearn.preprocessing")
 

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import polars as pl
 
-from torchlasso.cells import FloatArray, counted, is_empty, parse_moments, read_moments, read_numbers
 from torchlasso.errors import ModelFileError, TableError
-from torchlasso.fields import Fields
-from torchlasso.scaling import Scale
+from torchlasso.tabular.cells import FloatArray, counted, is_empty, parse_moments, read_moments, read_numbers
+from torchlasso.tabular.fields import Fields
+from torchlasso.tabular.scaling import Scale
 
 OTHER = "(other)"
 MISSING = "(missing)"

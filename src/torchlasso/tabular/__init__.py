@@ -1,0 +1,1 @@
+"""From a table in a file to a sparse model, an honest score, a report and predictions."""
