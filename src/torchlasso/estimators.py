@@ -187,7 +187,8 @@ class LassoMLPClassifier(ClassifierMixin, _LassoMLP):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most probable label of each row."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)  # says so if the model is not fitted
+        labels: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
         return labels
 
 
