@@ -36,15 +36,6 @@ def half_mse(output: Tensor, target: Tensor) -> Tensor:
     return mse(output, target) / 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """These problems are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ---- by hand ------------------------------------------------------------------------------------
 
 

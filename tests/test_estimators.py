@@ -4,16 +4,14 @@ import copy
 import math
 import pickle
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, clone
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from sklearn.linear_model import Lasso, LogisticRegression
-from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -21,15 +19,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import torchlasso as tl
 from torchlasso.errors import InputError
 from torchlasso.mlp import linear_layers
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These problems are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -235,62 +224,3 @@ def test_groups_and_neurons_ask_for_what_they_need() -> None:
         tl.LassoMLPClassifier((), penalty="neurons").fit(x, y)
     with pytest.raises(InputError, match="two classes or more"):
         tl.LassoMLPClassifier(()).fit(x, np.zeros(len(x)))
-
-
-# --- the quality on real data ---------------------------------------------------------------------------
-
-LOADERS = {
-    "breast_cancer": load_breast_cancer,
-    "wine": load_wine,
-    "digits": load_digits,
-    "diabetes": load_diabetes,
-}
-SEEDS = range(3)
-
-
-def _scores(name: str, penalty: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return test scores of the sparse and the dense nets, shares of nonzeros, features and test rows."""
-    x, y = LOADERS[name](return_X_y=True)
-    regression = name == "diabetes"
-    kind = tl.LassoMLPRegressor if regression else tl.LassoMLPClassifier
-    rows = []
-    for seed in SEEDS:
-        a, b, c, d = train_test_split(
-            x, y, test_size=0.2, random_state=seed, stratify=None if regression else y
-        )
-        sparse = make_pipeline(StandardScaler(), kind(penalty=penalty, random_state=seed)).fit(a, c)
-        dense = make_pipeline(StandardScaler(), kind(strength=0, random_state=seed)).fit(a, c)
-        weights = [layer.weight for _, layer in linear_layers(sparse[-1].module_)]
-        share = sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)
-        features = len(sparse[-1].selected_features_)
-        rows.append((sparse.score(b, d), dense.score(b, d), share, features))
-    return *np.array(rows).T, len(d)
-
-
-def _allowance(sparse: np.ndarray, dense: np.ndarray, rows: int, accuracy: bool) -> float:
-    """Return one standard error of the mean difference: over the seeds, and of the test rows' luck.
-
-    The first is sd(difference)/√seeds (ddof=1); the second the binomial error √(p(1−p)/(rows·seeds)) of an
-    accuracy ``p``.  They are independent sources, so their squares add.
-    """
-    seeds = len(sparse)
-    variance = float(np.var(sparse - dense, ddof=1)) / seeds
-    p = float(dense.mean())
-    return math.sqrt(variance + (p * (1 - p) / (rows * seeds) if accuracy else 0.0))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LOADERS)
-def test_the_sparse_net_is_as_good_as_the_dense_one_with_half_its_weights_or_less(name: str) -> None:
-    sparse, dense, shares, _, rows = _scores(name, "l1")
-    allowance = _allowance(sparse, dense, rows, accuracy=name != "diabetes")
-    assert sparse.mean() >= dense.mean() - allowance
-    assert shares.mean() <= 0.5
-
-
-@pytest.mark.slow
-def test_feature_selection_on_breast_cancer_keeps_the_score_with_half_of_the_features() -> None:
-    sparse, dense, shares, features, rows = _scores("breast_cancer", "features")
-    assert sparse.mean() >= dense.mean() - _allowance(sparse, dense, rows, accuracy=True)
-    assert shares.mean() <= 0.5
-    assert features.mean() <= 15

@@ -1,7 +1,6 @@
 """The proximal maps against plain numpy, on numbers that hypothesis chooses to hurt."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,6 @@ from torchlasso.prox import (
 Array = np.ndarray
 EPS = {np.float32: float(np.finfo(np.float32).eps), np.float64: float(np.finfo(np.float64).eps)}
 WIDTH = {np.float32: 32, np.float64: 64}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _numbers(dtype: Any, **limits: Any) -> st.SearchStrategy[float]:

@@ -1,6 +1,5 @@
 """The tutorial's model runs as the tutorial writes it, and does what the tutorial says: no exact zeros."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,15 +8,6 @@ from torch import nn
 
 import torchlasso as tl
 from torchlasso.errors import InputError
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """These problems are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_tutorial_runs_as_written() -> None:

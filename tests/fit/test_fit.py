@@ -26,15 +26,6 @@ REGRESSION, BINARY, THREE = Task("regression"), Task("binary"), Task("multiclass
 Rows = tuple[Tensor, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """These problems are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _rows(task: Task, rows: int = 80, seed: int = 0) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 6, generator=generator, dtype=torch.float64)

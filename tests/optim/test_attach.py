@@ -3,7 +3,7 @@
 import copy
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,15 +32,6 @@ OPTIMIZERS: dict[str, Build] = {
     "fused adamw": lambda p: AdamW(p, lr=0.05, weight_decay=0.0, fused=True),
 }
 each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These problems are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _lasso_data() -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """FISTA reaches the reference optima, in any metric, and says honestly whether it did."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,15 +11,6 @@ import torchlasso as tl
 from tests.oracles.cases import Problem, problems
 from torchlasso.errors import InputError
 from torchlasso.optim.fista import Solution, fista
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These problems are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _solve(

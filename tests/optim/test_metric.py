@@ -7,7 +7,7 @@ derivative of the displacement with respect to the bias-corrected first moment.
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,14 +20,6 @@ from torchlasso.optim.metric import Memory, metric_of
 
 STEPS = 12
 Change = Callable[[int, dict[str, Any]], None]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _keep(step: int, group: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Every optimizer reaches the reference optimum of every convex case: same objective, same support."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -28,15 +26,6 @@ def _step(problem: Problem, model: torch.nn.Linear, optimizer: torch.optim.Optim
 
 def _solved(problem: Problem, model: torch.nn.Linear, tolerance: float) -> bool:
     return abs(problem.excess(model)) <= tolerance and problem.same_support(model)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These problems are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Every penalty obeys the same laws, whatever its formula: one table of penalties, one list of laws."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -23,14 +22,6 @@ STEPS = ["0", "0.3", "1000", "metric"]
 each_case = pytest.mark.parametrize(("case", "shape"), ROWS, ids=str)
 each_filled = pytest.mark.parametrize(("case", "shape"), FILLED, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -33,11 +33,6 @@ GIVEN = Request("y", hidden=(), strength=0.05)
 NETWORK = Request("y", hidden=(4,), strength=0.01)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def people(kind: str = "binary", rows: int = ROWS, seed: int = 0) -> pl.DataFrame:
     """Return a table whose target follows two numbers and a category; two numbers are noise."""
     generator = np.random.default_rng(seed)
