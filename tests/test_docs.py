@@ -162,7 +162,11 @@ def test_the_shown_demo_is_what_make_demo_prints(tmp_path: Path) -> None:
     """Every heading and label of the README's shortened output; the numbers depend on the processor."""
     (shown,) = [block for block in blocks_of(ROOT / "README.md") if block.language == "text"]
     recipe = subprocess.run(
-        ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "--always-make", "demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert recipe.stdout.splitlines()[-1] == ".venv/bin/torchlasso demo"
     command = [sys.executable, "-c", RUN_CLI, "demo"]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -224,3 +225,12 @@ def test_groups_and_neurons_ask_for_what_they_need() -> None:
         tl.LassoMLPClassifier((), penalty="neurons").fit(x, y)
     with pytest.raises(InputError, match="two classes or more"):
         tl.LassoMLPClassifier(()).fit(x, np.zeros(len(x)))
+
+
+@pytest.mark.slow
+def test_a_linear_model_short_of_its_optimum_says_so() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 1)) + 1e-4 * rng.normal(size=(40, 60))  # 60 nearly equal columns
+    y = x[:, 0] + 0.1 * rng.normal(size=40)
+    with pytest.warns(ConvergenceWarning, match="short of its optimum"):
+        tl.LassoMLPRegressor((), strength=1e-6).fit(x, y)

@@ -360,3 +360,16 @@ def test_a_parameter_may_be_in_one_term_only() -> None:
 def test_no_terms_are_refused() -> None:
     with pytest.raises(RuleError, match="at least one term"):
         tl.Regularizer.from_terms([])
+
+
+def test_weight_norm_is_left_alone_as_its_direction_must_not_reach_zero() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), nn.PReLU(), nn.Linear(2, 1))
+    regularizer = tl.Regularizer(model, tl.L1(0.3))
+    assert [term.name for term in regularizer.terms] == ["2.weight"]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    tl.attach(optimizer, regularizer)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3)).square().mean().backward()
+        optimizer.step()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -1,5 +1,6 @@
 """The scikit-learn face: sparse networks and linear models that choose their own strength."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, Self, TypeGuard, final
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -26,6 +28,8 @@ from torchlasso.path import Path
 from torchlasso.penalties.base import check_strength
 from torchlasso.structure import PENALTIES
 from torchlasso.tasks import Task
+
+_SOLVED = 1e-3  # residual, relative to the strength, above which a linear model is not called solved
 
 
 class _LassoMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -83,6 +87,13 @@ class _LassoMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.strength_ = result.strength
         self.certificate_ = result.certificate
         self.path_ = result.path
+        residual = result.certificate.residual
+        if not settings.hidden and result.strength > 0 and residual > _SOLVED:
+            message = (
+                f"the linear model stopped at a residual of {residual:.2g} of the strength, short of its "
+                "optimum; standardise the inputs, drop duplicate columns, or raise the strength"
+            )
+            warnings.warn(message, ConvergenceWarning, stacklevel=3)
         return result
 
     def _settings(self, seed: int) -> Settings:
@@ -127,7 +138,8 @@ class LassoMLPClassifier(ClassifierMixin, _LassoMLP):  # type: ignore[misc]
     With ``strength="auto"`` a part of the rows is held out; the network is trained without a penalty, then
     along a path of growing strengths; the largest strength within one standard error of the best is
     taken, and its nonzero weights are retrained without shrinkage if the held-out rows are the better
-    for it.  With a number, all rows are used and the objective is minimised at that strength.
+    for it.  With a number, all rows are used and the model is trained towards a
+    stationary point of the objective at that strength; ``certificate_`` says how near it came.
 
     Args:
         hidden_layer_sizes: widths of the hidden layers; ``()`` is the linear lasso, solved to its optimum.
@@ -146,7 +158,8 @@ class LassoMLPClassifier(ClassifierMixin, _LassoMLP):  # type: ignore[misc]
         module_: the fitted ``nn.Module`` (an ``nn.Linear`` without hidden layers), from rows to logits.
         strength_: the λ used.
         selected_features_: names or indices of the features that the model uses.
-        certificate_: how far the penalised weights are from a stationary point of the objective.
+        certificate_: how far the penalised weights, before any retraining, are from a stationary point of
+            the objective.
         path_: the strengths tried, or None.
         n_features_in_: number of columns.
 

@@ -1,6 +1,5 @@
 """A walk over strengths from dense to sparse, and the choice of one on validation rows."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ class PathPoint:
         valid_losses: the data loss of each validation row.
         nonzero: nonzero weights.
         features: inputs that reach an output.
-        state: the model's ``state_dict``.
+        state: the model's ``state_dict``, on the CPU.
     """
 
     strength: float
@@ -156,7 +155,7 @@ def measure_point(
         row_losses(model, valid, loss_rows),
         sum(int((layer.weight != 0).sum()) for _, layer in linear_layers(model)),
         int(used_features(model).sum()),
-        copy.deepcopy(model.state_dict()),
+        {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
     )
 
 

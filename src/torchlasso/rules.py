@@ -1,11 +1,11 @@
 """Which parameters a rule selects, and which are left alone unless they are named.
 
-By default biases, normalisation parameters, embeddings, scalars and frozen parameters are not
-penalised.  A rule that *names* such a parameter overrides that: the ``Parameter`` itself; for a bias or a
-scalar a pattern whose last part has no wildcard (``"fc.bias"``, ``"*.bias"``); for the weight of a
-normalisation or an embedding a pattern that also names the layer (``"*.norm1.weight"``, as
-``"*.weight"`` speaks of weights at large), the module or the module type.  Frozen parameters are never
-penalised.
+By default biases, normalisation parameters, embeddings, reparametrised weights (weight_norm), PReLU
+slopes, scalars and frozen parameters are not penalised.  A rule that *names* such a parameter overrides
+that: the ``Parameter`` itself; for a bias or a scalar a pattern whose last part has no wildcard
+(``"fc.bias"``, ``"*.bias"``); for the weight of a normalisation or an embedding a pattern that also
+names the layer (``"*.norm1.weight"``, as ``"*.weight"`` speaks of weights at large), the module or the
+module type.  Frozen parameters are never penalised.
 """
 
 import fnmatch
@@ -23,6 +23,7 @@ RuleKey = str | re.Pattern[str] | type[nn.Module] | nn.Module | nn.Parameter
 """A glob on the parameter's name, a compiled regex, a module type, a module, or a parameter."""
 
 _BIAS = re.compile(r"(^|_)bias(_|$)")
+_REPARAMETRISED = re.compile(r"(^|\.)parametrizations\.|(^|[._])weight_[gv]$")
 _NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CUSTOM_NORMALISATION = re.compile(r"Norm(\dd)?$")  # LlamaRMSNorm, LayerNorm2d
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -53,6 +54,10 @@ class Candidate:
             return "normalisation"
         if any(isinstance(owner, _EMBEDDINGS) for owner in self.owners):
             return "embedding"
+        if any(_REPARAMETRISED.search(name) for name in self.names):
+            return "reparametrised"  # a direction without a scale: shrunk to zero, weight_norm divides by it
+        if any(isinstance(owner, nn.PReLU) for owner in self.owners):
+            return "activation"
         if self.parameter.ndim == 0:
             return "scalar"
         return None

@@ -32,6 +32,7 @@ def metrics() -> Metrics:
         "scores": {
             "sparse": {"train": 0.984, "valid": 0.9737, "test": 0.9737, "test_se": 0.015, "gap": 0.0103},
             "dense": {"train": 1.0, "valid": 0.9649, "test": 0.9561, "test_se": 0.0192, "gap": 0.0439},
+            "difference_se": 0.0244,
         },
         "refit": {"used": True, "valid_loss_penalised": 0.104, "valid_loss_refit": 0.083},
         "weights": {
@@ -67,6 +68,7 @@ def regression(metrics: Metrics) -> Metrics:
     metrics["scores"] = {
         "sparse": {"train": 0.551, "valid": 0.482, "test": 0.4471, "test_se": 0.061, "gap": 0.1039},
         "dense": {"train": 0.562, "valid": 0.471, "test": 0.4632, "test_se": 0.065, "gap": 0.0988},
+        "difference_se": 0.0891,
     }
     metrics["refit"] = {"used": False, "valid_loss_penalised": 0.51, "valid_loss_refit": 0.54}
     metrics["certificate"]["slack"] = None

@@ -12,6 +12,7 @@ def scores(
 ) -> None:
     metrics["scores"]["sparse"] |= {"test": sparse, "test_se": se}
     metrics["scores"]["dense"] |= {"test": dense, "test_se": se}
+    metrics["scores"]["difference_se"] = None if se is None else se * 2**0.5
 
 
 def test_the_ordinary_network_may_win(metrics: dict[str, Any]) -> None:

@@ -86,3 +86,12 @@ def test_no_score_for_predictions_that_are_no_numbers() -> None:
         module
     )
     assert scores["train"] is scores["test_se"] is None
+
+
+def test_the_error_of_a_difference_pairs_the_rows() -> None:
+    better, rows = fixed([[2.0], [-1.0], [0.5], [0.1]])
+    worse, _ = fixed([[2.0], [-1.0], [-0.5], [0.1]])
+    target = np.array([1, 0, 1, 0])  # one is right on rows 0, 1 and 2, the other on rows 0 and 1
+    scorer = Scorer(encoder(["no", "yes", "no"]), {"train": (rows, target), "test": (rows, target)})
+    assert scorer.difference_se(better, worse) == pytest.approx(np.std([0, 0, 1, 0], ddof=1) / 2)
+    assert scorer.difference_se(better, better) == 0.0

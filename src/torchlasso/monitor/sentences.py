@@ -85,10 +85,11 @@ def remarks(metrics: Metrics) -> list[str]:
     """
     told, metric = [], metrics["metric"]
     sparse, dense = (metrics["scores"][net] for net in NETS)
-    known = _known(sparse["test"], dense["test"], sparse["test_se"], dense["test_se"])
+    error = metrics["scores"]["difference_se"]
+    known = _known(sparse["test"], dense["test"], error)
     if known and score(sparse["test"], metric) != score(dense["test"], metric):
         apart = abs(sparse["test"] - dense["test"])
-        chance = 2 * math.hypot(sparse["test_se"], dense["test_se"])
+        chance = 2 * error
         rows, reach = quantity(metrics["split"]["test"], "test row"), difference(chance, metric)
         verdict = f"may be chance (up to about {reach})"
         if apart > chance:
@@ -124,7 +125,8 @@ def score_notes(metrics: Metrics) -> list[str]:
     else:
         gap += f"Sparsity did not cut it here: it is {ours}, and {theirs} for the ordinary network."
     spread = "± is one standard error: how far other test rows could have moved the score."
-    return [f"{meaning.get(metric, f'The score is {metric}.')} {spread}", gap]
+    ordinary = "The ordinary network was trained on the same rows, without regularisation or early stopping."
+    return [f"{meaning.get(metric, f'The score is {metric}.')} {spread}", f"{gap} {ordinary}"]
 
 
 def strength_notes(metrics: Metrics, path: list[dict[str, Any]]) -> list[str]:
@@ -172,7 +174,10 @@ def _refit(metrics: Metrics) -> str:
         f"{number(refit.get('valid_loss_refit'))} after"
     )
     if refit["used"]:
-        return f"The weights that were left were then retrained without the penalty, zeros kept ({losses})."
+        return (
+            f"The weights that were left were then retrained without the penalty, zeros kept ({losses}). "
+            "The certificate is of the weights before that."
+        )
     if refit.get("valid_loss_refit") is None:
         return "The weights that were left were not retrained without the penalty."
     return f"Retraining what was left without the penalty did not help ({losses}), so it was not kept."

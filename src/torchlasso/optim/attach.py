@@ -150,6 +150,10 @@ def attach(optimizer: Optimizer, regularizer: Regularizer) -> Handle:
     shrinks nothing.  The handle's state (step, frozen zeros) travels in ``optimizer.state_dict()``; to
     resume, attach first and load afterwards.
 
+    Adam's metric is large where gradients have been tiny, so a trained net, or a rare input, can lose weights
+    in a fresh Adam's first steps; ``eps=strength`` prevents that.  Weights stored in bfloat16 or float16 may
+    be too coarse to shrink; keep float32 weights and use autocast.
+
     AdamW's decoupled weight decay is not an L2 penalty of the objective; for that use ``ElasticNet``.
 
     Args:

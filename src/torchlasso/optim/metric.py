@@ -67,9 +67,10 @@ class SGDMetric(Metric):
 class AdamMetric(Metric):
     """``lr / (√v̂ + ε)`` with the bias-corrected second moment (amsgrad: its running maximum).
 
-    The bias-corrected first moment of a constant unit gradient is 1 at every step.  A weight that never
-    received a gradient other than zero has ``v̂ = 0`` and so the metric ``lr/ε``: it vanishes at once,
-    as it does at the optimum of the objective, where it buys nothing.
+    The bias-corrected first moment of a constant unit gradient is 1 at every step.  A weight that has only
+    received zero gradients has ``v̂ = 0`` and so the metric ``lr/ε``: it vanishes at once.  That is its place
+    if it never gets another; where gradients are rare or tiny, an ε of the size of the strength bounds the
+    shrinkage of a step by ``lr`` and moves no stationary point.
     """
 
     def displacement(self, group: dict[str, Any], state: dict[str, Any], memory: Memory) -> float | Tensor:

@@ -139,7 +139,11 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
         else f"{request.test:.0%} of the rows",
     }
     metrics["model"] |= {"hidden": list(request.hidden), "penalty": request.penalty}
-    metrics["scores"] = {"sparse": scorer.scores(fit.module), "dense": scorer.scores(fit.dense)}
+    metrics["scores"] = {
+        "sparse": scorer.scores(fit.module),
+        "dense": scorer.scores(fit.dense),
+        "difference_se": scorer.difference_se(fit.module, fit.dense),
+    }
     metrics["metric"] = scorer.metric
     metrics["seconds"] = round(time.perf_counter() - started, 2)
     return TableFit(Predictor(encoder, fit.module), _finite(metrics), path_rows(fit))

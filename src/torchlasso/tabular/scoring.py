@@ -44,9 +44,23 @@ class Scorer:
         for name, (_, target) in self.parts.items():
             result[name] = self._score(target, predicted[name])
         train, test = result["train"], result["test"]
-        result["test_se"] = self._standard_error(self.parts["test"][1], predicted["test"])
+        result["test_se"] = standard_error(self._test_rows(predicted["test"]))
         result["gap"] = None if train is None or test is None else train - test
         return result
+
+    def difference_se(self, one: nn.Module, other: nn.Module) -> float | None:
+        """Return the standard error of the difference of two test scores.
+
+        Both models are scored on the same rows, so their scores rise and fall together; the spread of the
+        rows' own differences is what counts.
+
+        Args:
+            one: a model.
+            other: another model.
+        """
+        inputs, _ = self.parts["test"]
+        first, second = (self._test_rows(self._predict(module, inputs)) for module in (one, other))
+        return None if first is None or second is None else standard_error(first - second)
 
     def _predict(self, module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[Any]:
         predictor = Predictor(self.encoder, module)
@@ -60,12 +74,29 @@ class Scorer:
             return None
         return float(r2_score(target, predicted))
 
-    def _standard_error(self, target: NDArray[Any], predicted: NDArray[Any]) -> float | None:
-        """Return the standard error of the test score, from the spread of the rows' own scores."""
-        if self._score(target, predicted) is None or len(target) < 2:
+    def _test_rows(self, predicted: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Return the test rows' own scores, whose mean is the score, or None if there is none."""
+        _, target = self.parts["test"]
+        if self._score(target, predicted) is None:
             return None
+        rows: NDArray[np.float64]
         if self.encoder.task == "classification":
-            rows = (target == predicted).astype(float)
+            rows = (target == predicted).astype(np.float64)
         else:
             rows = 1 - np.square(target - predicted) / np.var(target)
-        return float(rows.std(ddof=1)) / math.sqrt(len(rows))
+        return rows
+
+
+def standard_error(rows: NDArray[np.float64] | None) -> float | None:
+    """Return the standard error of a mean, or None for fewer than two rows.
+
+    Args:
+        rows: the values.
+
+    Example:
+        >>> standard_error(np.array([0.0, 2.0]))
+        1.0
+    """
+    if rows is None or len(rows) < 2:
+        return None
+    return float(rows.std(ddof=1)) / math.sqrt(len(rows))
