@@ -1,4 +1,4 @@
-"""Figures of a fit: the path of strengths, the sparsity of each layer, the importance of each feature.
+"""The figure of a fit: the path of strengths.
 
 Everything goes through `matplotlib.figure.Figure`, never through pyplot: no global state is touched,
 no window opens, and figures can be drawn from any thread. The palette (Okabe and Ito's) is safe for
@@ -8,17 +8,14 @@ the colour-blind, and every curve also differs by its marker or dashes.
 import io
 import math
 import re
-from functools import cache
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from torchlasso.monitor.formats import clean, number, percent, shorten
+from torchlasso.monitor.formats import number
 
 INK, MUTED, RULE = "#1f2328", "#57606b", "#d8dee4"
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
@@ -27,8 +24,6 @@ THEME = {INK: "ink", MUTED: "muted", RULE: "rule", BLUE: "blue", VERMILION: "ver
 _WIDTH = 7.2
 _NARROW = 3.7
 _SIZE = 9.0
-_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Yu Gothic", "SimHei")
-_MOST_LAYERS = 40
 
 Row = dict[str, Any]
 
@@ -67,49 +62,6 @@ def path_figure(path: list[Row], *, narrow: bool = False) -> Figure:
     return figure
 
 
-def layers_figure(layers: list[Row]) -> Figure:
-    """Draw the share of weights that is left in each layer, first layer on top.
-
-    Args:
-        layers: the rows of `weights.layers` in metrics.json.
-
-    Returns:
-        A figure of horizontal bars; beyond the first 40 layers it says how many are not shown.
-    """
-    if not layers:
-        return _empty("No layer has weights.")
-    shown = layers[:_MOST_LAYERS]
-    shares = [row["nonzero"] / row["total"] if row["total"] else 0.0 for row in shown]
-    notes = [
-        f"{row['nonzero']:,} of {row['total']:,} ({percent(share)})"
-        for row, share in zip(shown, shares, strict=True)
-    ]
-    rest = f" (first {len(shown)} of {len(layers):,} layers)" if len(layers) > len(shown) else ""
-    return _bars([row["name"] for row in shown], shares, notes, f"weights that are not zero{rest}", 1.0)
-
-
-def importance_figure(features: list[Row], *, most: int = 25) -> Figure:
-    """Draw the importance of the selected features, the most important one on top.
-
-    Args:
-        features: the rows of `features` in metrics.json.
-        most: the most features to draw.
-
-    Returns:
-        A figure of horizontal bars.
-    """
-    selected = [row for row in features if row["selected"]]
-    if not selected:
-        return _empty("No feature was selected.")
-    shown = selected[:most]
-    values = [float(row["importance"]) for row in shown]
-    label = "share of the importance"
-    if len(selected) > len(shown):
-        others = sum(row["importance"] for row in selected[most:])
-        label += f" ({len(selected) - len(shown):,} more selected features: {percent(others)} together)"
-    return _bars([row["name"] for row in shown], values, [percent(v) for v in values], label, max(values))
-
-
 def to_svg(figure: Figure, name: str) -> str:
     """Render a figure as SVG to put into an HTML page, in the colours of that page.
 
@@ -135,22 +87,6 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{new_ids[m[1]]}"', svg)
     svg = re.sub(r'(url\(|href=")#([^)"]+)', lambda m: f"{m[1]}#{new_ids[m[2]]}", svg)
     return re.sub("|".join(THEME), lambda m: f"var(--{THEME[m[0]]}, {m[0]})", svg)
-
-
-def to_png(figure: Figure, *, dpi: float = 160.0) -> bytes:
-    """Render a figure as PNG on white, to save or to show in a notebook.
-
-    Args:
-        figure: the figure.
-        dpi: pixels per inch; figures are about 7 inches wide.
-
-    Returns:
-        The content of a PNG file.
-    """
-    out = io.BytesIO()
-    figure.set_canvas(FigureCanvasAgg(figure))
-    figure.savefig(out, format="png", dpi=dpi, facecolor="white")
-    return out.getvalue()
 
 
 def _column(path: list[Row], key: str) -> list[float]:
@@ -212,38 +148,6 @@ def _strength_axis(axes: Axes, strengths: list[float]) -> None:
     axes.set_xlabel("strength of the penalty (log scale)", color=INK, fontsize=_SIZE)
 
 
-def _bars(names: list[str], values: list[float], notes: list[str], label: str, top: float) -> Figure:
-    """Draw horizontal bars of the same thickness, however many there are."""
-    figure = Figure(figsize=(_WIDTH, 0.75 + 0.25 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(range(len(names)), values, height=0.62, color=BLUE)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, 1.3 * (top or 1.0))
-    axes.set_yticks(range(len(names)), [shorten(_drawable(clean(name)), 36) for name in names])
-    for tick in axes.get_yticklabels():
-        tick.set(parse_math=False, fontfamily=_fonts())
-    for position, (value, note) in enumerate(zip(values, notes, strict=True)):
-        axes.annotate(
-            note,
-            (value, position),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=_SIZE - 0.5,
-            color=MUTED,
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_percent_up_to_one))
-    axes.set_xlabel(label, color=INK, fontsize=_SIZE)
-    _quiet(axes, grid=False)
-    axes.tick_params(axis="y", labelcolor=INK, length=0)
-    return figure
-
-
-def _percent_up_to_one(value: float, _: int) -> str:
-    return f"{100 * value:.3g}%" if value <= 1 else ""
-
-
 def _quiet(axes: Axes, *, grid: bool = True) -> None:
     """Leave only what helps reading: faint rules and small, muted numbers."""
     axes.set_facecolor("none")
@@ -261,21 +165,3 @@ def _empty(words: str) -> Figure:
     figure = Figure(figsize=(_WIDTH, 1.0), layout="constrained")
     figure.text(0.5, 0.5, words, ha="center", va="center", color=MUTED, fontsize=_SIZE + 1)
     return figure
-
-
-@cache
-def _fonts() -> list[str]:
-    installed = set(fontManager.get_font_names())
-    return [font for font in _FONTS if font in installed]
-
-
-@cache
-def _drawable_codes() -> frozenset[int]:
-    paths = [fontManager.findfont(FontProperties(family=[font])) for font in _fonts()]
-    return frozenset(code for path in paths for code in get_font(path).get_charmap())
-
-
-def _drawable(name: str) -> str:
-    """Replace what no installed font can draw, for which matplotlib would warn."""
-    codes = _drawable_codes()
-    return "".join(c if ord(c) in codes else "□" for c in name)
