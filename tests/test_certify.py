@@ -2,6 +2,7 @@
 
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +13,9 @@ from sklearn.linear_model import ElasticNet, Lasso
 from torch import Tensor, nn
 
 import torchlasso as tl
-from torchlasso.certify import Certificate, CertificateRow, mean_gradient
+from torchlasso.certify import Certificate, CertificateRow
 from torchlasso.errors import InputError
+from torchlasso.gradients import mean_gradient
 from torchlasso.terms import Member, Term
 
 mse = nn.functional.mse_loss
@@ -59,7 +61,10 @@ def test_l1_certificate_by_hand(weights: tuple[float, ...], residual: float, sla
     assert found.loss == pytest.approx(data)
     assert found.penalty == pytest.approx(0.75 * sum(map(abs, weights)))
     assert found.objective == pytest.approx(found.loss + found.penalty)
-    assert found.duality_gap is None
+    minimum = 0.6875 + 1.875  # at the solution, where the loss is ½(¾² + ¾² + ½²)
+    assert found.duality_gap is not None
+    assert found.duality_gap >= found.objective - minimum - 1e-12
+    assert residual > 0 or found.duality_gap < 1e-12
 
 
 def test_group_certificate_by_hand() -> None:
@@ -143,7 +148,16 @@ def test_the_table_has_a_row_for_every_block_and_one_for_all() -> None:
     table = str(tl.certificate(model, tl.Regularizer(model, tl.L1(0.75)), half_mse, _orthogonal()))
     cells = [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
     assert cells[0] == ["parameter", "strength", "residual / strength", "slack"]
-    assert cells[2:] == [["weight", "0.75", "0", "0.3333"], ["all", "–", "0", "0.3333"]]
+    assert cells[2:4] == [["weight", "0.75", "0", "0.3333"], ["all", "–", "0", "0.3333"]]
+    assert cells[4:] == [["duality gap: 0 of 2.562 (the whole model)"]]
+
+
+def test_notes_stand_below_the_table() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    found = tl.certificate(model, tl.Regularizer(model, {"0.*": tl.L1(0.1), "*": None}), mse, _orthogonal())
+    assert str(found).splitlines()[-1] == f"note: {found.notes[0]}"
+    off = tl.Regularizer(model, {"0.*": tl.L1(0.0), "*": None})
+    assert tl.certificate(model, off, mse, _orthogonal()).notes == ()  # at strength 0 nothing is penalised
 
 
 # ---- against scikit-learn -------------------------------------------------------------------------
@@ -254,6 +268,82 @@ def test_no_examples_are_refused(batches: Any) -> None:
     model = _line(1.0, 0.0, 0.0)
     with pytest.raises(InputError, match="at least one example"):
         tl.certificate(model, tl.Regularizer(model, tl.L1(0.1)), half_mse, batches)
+
+
+class Summed(nn.Module):
+    """Takes its input in a dict or a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 1, bias=False, dtype=torch.float64)
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        x, weight = (batch["x"], batch["w"]) if isinstance(batch, dict) else batch
+        return {"out": self.fc(x) * weight}
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+@pytest.mark.parametrize("target_too", [True, False])
+def test_dicts_and_tuples_count_by_the_examples_in_them(kind: type, target_too: bool) -> None:
+    model = Summed()
+    x, w, y = torch.randn(6, 3).double(), torch.rand(6, 1).double(), torch.randn(6, 1).double()
+
+    def batch(rows: slice) -> tuple[Any, Any]:
+        inputs = {"x": x[rows], "w": w[rows]} if kind is dict else (x[rows], w[rows])
+        return inputs, {"y": y[rows]} if target_too else None
+
+    def loss(output: Any, target: Any) -> Tensor:
+        return (output["out"] - target["y"]).square().mean() if target else output["out"].square().mean()
+
+    regularizer = tl.Regularizer(model, tl.L1(0.1))
+    whole = tl.certificate(model, regularizer, loss, [batch(slice(0, 6))])
+    parts = tl.certificate(model, regularizer, loss, [batch(slice(0, 1)), batch(slice(1, 6))])
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert parts.residual == pytest.approx(whole.residual, rel=1e-12)
+
+
+def test_only_a_few_batches_are_alive_at_a_time() -> None:
+    alive: list[int] = []
+    seen: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(20):
+            pair = torch.randn(4, 3), torch.randn(4, 1)
+            seen.append(weakref.ref(pair[0]))
+            yield pair
+            del pair
+            alive.append(sum(ref() is not None for ref in seen))
+
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    tl.certificate(model, tl.Regularizer(model, tl.L1(0.1)), mse, batches())
+    assert max(alive) <= 3  # the first (for the notes), the last with its graph, the new one
+
+
+def test_tied_weights_are_one_block_with_the_sum_of_their_gradients() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False)).double()
+    model[2].weight = model[0].weight
+    x, y = _orthogonal()[0][0], torch.randn(4, 3).double()
+    found = tl.certificate(model, tl.Regularizer(model, tl.L1(0.1)), mse, [(x, y)])
+    assert [row.name for row in found.rows] == ["0.weight"]
+    w = model[0].weight.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(mse((x @ w.T).tanh() @ w.T, y), w)
+    assert found.residual == pytest.approx(float((gradient + 0.1 * w.detach().sign()).abs().max()) / 0.1)
+
+
+def test_complex_weights_beside_the_penalised_ones_do_no_harm() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn = nn.Parameter(torch.randn(3, dtype=torch.complex128))
+            self.fc = nn.Linear(3, 1, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.fc((x * self.turn).real)
+            return output
+
+    model = Spectral()
+    found = tl.certificate(model, tl.Regularizer(model, {"turn": None, "*": tl.L1(0.1)}), mse, _orthogonal())
+    assert math.isfinite(found.residual)
 
 
 def test_a_spent_generator_is_refused_and_explained() -> None:

@@ -172,6 +172,16 @@ def test_the_demo_can_be_predicted_with_the_command_it_prints() -> None:
     assert sorted(path.name for path in Path("torchlasso-wine").iterdir()) == [*RESULTS, "wine.csv"]
 
 
+def test_a_strength_may_be_a_fraction_of_the_largest() -> None:
+    table("people.csv")
+    found = {}
+    for strength in ("0.25max", "0.5max"):
+        assert run("fit", "people.csv", *QUICK[:-1], strength, "--out", "out").code == 0
+        found[strength] = json.loads(Path("out/metrics.json").read_text())["strength"]["value"]
+    assert found["0.5max"] == pytest.approx(2 * found["0.25max"])
+    assert found["0.25max"] > 0
+
+
 def test_an_old_fit_is_replaced() -> None:
     table("people.csv")
     for strength in ("0.05", "0.5"):

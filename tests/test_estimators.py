@@ -227,6 +227,33 @@ def test_groups_and_neurons_ask_for_what_they_need() -> None:
         tl.LassoMLPClassifier(()).fit(x, np.zeros(len(x)))
 
 
+def test_a_fraction_is_of_the_strength_that_zeros_everything() -> None:
+    x, y = _quantities()
+    largest = np.abs((x - x.mean(axis=0)).T @ (y - y.mean())).max() / len(y)  # scikit-learn's alpha_max
+    half = tl.LassoMLPRegressor((), strength="0.5max").fit(x, y)
+    assert half.strength_ == pytest.approx(largest / 2, rel=1e-6)
+    assert half.path_ is None
+    theirs = Lasso(alpha=largest / 2, tol=1e-13, max_iter=100_000).fit(x, y)
+    np.testing.assert_allclose(half.module_.weight.detach().numpy()[0], theirs.coef_, atol=1e-5)
+    assert not len(tl.LassoMLPRegressor((), strength="1.001max").fit(x, y).selected_features_)
+
+
+def test_a_fraction_for_a_network_is_of_the_end_of_its_path() -> None:
+    x, y = _classes()
+    small, large = (
+        tl.LassoMLPClassifier((4,), strength=strength, random_state=0).fit(x, y).strength_
+        for strength in ("0.3max", "0.9max")
+    )
+    assert 0 < small == pytest.approx(large / 3)
+
+
+def test_a_network_far_from_a_stationary_point_says_so() -> None:
+    x, y = _classes()
+    with pytest.warns(ConvergenceWarning, match=r"residual of .* not settled; raise the strength") as caught:
+        tl.LassoMLPClassifier((4,), strength=1e-7, random_state=0).fit(x, y)
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.slow
 def test_a_linear_model_short_of_its_optimum_says_so() -> None:
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import torchlasso as tl
-from torchlasso.errors import RuleError
+from torchlasso.errors import InputError, RuleError
 from torchlasso.terms import Member, Term
 
 
@@ -153,11 +153,18 @@ def test_a_rule_must_give_a_penalty_or_none(penalty: Any) -> None:
         tl.Regularizer(Net(), {"*": penalty})
 
 
-def test_complex_parameters_are_refused_until_they_are_mapped_to_none() -> None:
+def test_complex_parameters_are_penalised_by_their_modulus() -> None:
+    net = nn.Module()
+    net.a = nn.Parameter(torch.tensor([3 + 4j, 0.0], dtype=torch.complex64))
+    net.b = nn.Parameter(torch.ones(2))
+    assert tl.Regularizer(net, tl.L1(0.1))().item() == pytest.approx(0.1 * (5 + 2))
+
+
+def test_a_penalty_without_a_meaning_for_complex_parameters_is_refused() -> None:
     net = nn.Module()
     net.a, net.b = nn.Parameter(torch.ones(2, dtype=torch.complex64)), nn.Parameter(torch.ones(2))
-    with pytest.raises(RuleError, match="'a' is complex"):
-        tl.Regularizer(net, tl.L1(0.1))
+    with pytest.raises(RuleError, match=r"'a' cannot take the penalty.*not defined for complex"):
+        tl.Regularizer(net, tl.ElasticNet(0.1))
     assert set(_penalised(tl.Regularizer(net, {"a": None, "*": tl.L1(0.1)}))) == {"b"}
 
 
@@ -373,3 +380,78 @@ def test_weight_norm_is_left_alone_as_its_direction_must_not_reach_zero() -> Non
         model(torch.randn(8, 3)).square().mean().backward()
         optimizer.step()
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+# ---- strengths given as fractions -----------------------------------------------------------------
+
+
+def test_fractions_become_numbers_once_the_data_are_known() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    batches = [(torch.randn(20, 3), torch.randn(20, 1))]
+    rules: dict[Any, Any] = {
+        "0.*": tl.GroupLasso("0.5max", groups="columns"),
+        "2.weight": tl.ElasticNet("2e-1max", l1_ratio=0.25),
+    }
+    relative = tl.Regularizer(model, rules)
+    resolved = relative.resolve(model, nn.functional.mse_loss, iter(batches))
+    largest = tl.strength_max(model, relative, nn.functional.mse_loss, batches)
+    expected = {"0.weight": 0.5 * largest["0.weight"], "2.weight": 0.2 * largest["2.weight"]}
+    assert _penalised(resolved) == pytest.approx(expected)
+    assert resolved.terms[1].penalty.l1_ratio == 0.25
+    assert "0.5max" in str(relative)
+    assert f"{expected['0.weight']:.4g}" in str(resolved)
+    assert [term.penalty.strength for term in relative.terms] == ["0.5max", "2e-1max"]  # as it was
+
+
+def test_just_above_the_whole_fraction_zero_is_the_optimum_and_below_it_is_not() -> None:
+    model = nn.Linear(3, 1, bias=False)
+    batches = [(torch.randn(20, 3), torch.randn(20, 1))]
+    for fraction, holds in (("1.001max", True), ("0.999max", False)):
+        regularizer = tl.Regularizer(model, tl.L1(fraction))
+        resolved = regularizer.resolve(model, nn.functional.mse_loss, batches)
+        nn.init.zeros_(model.weight)
+        found = tl.certificate(model, resolved, nn.functional.mse_loss, batches)
+        assert (found.residual == 0) == holds
+
+
+def test_numbers_and_schedules_stay_beside_fractions() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def schedule(step: int) -> float:
+        return 0.1 * step
+
+    relative = tl.Regularizer(model, {"0.*": tl.L1(schedule), "2.*": tl.L1(0.3)})
+    resolved = relative.resolve(model, nn.functional.mse_loss, [])
+    assert [term.penalty.strength for term in resolved.terms] == [schedule, 0.3]
+
+
+@pytest.mark.parametrize("use", ["value", "certificate", "attach"])
+def test_a_fraction_that_was_not_resolved_says_what_to_do(use: str) -> None:
+    model = nn.Linear(3, 1)
+    relative = tl.Regularizer(model, tl.L1("0.1max"))
+    x, y = torch.randn(20, 3), torch.randn(20, 1)
+
+    def attached() -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        tl.attach(optimizer, relative)
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+
+    actions: dict[str, Callable[[], object]] = {
+        "value": relative,
+        "certificate": lambda: tl.certificate(model, relative, nn.functional.mse_loss, [(x, y)]),
+        "attach": attached,
+    }
+    with pytest.raises(InputError, match=r"'0.1max' .* needs data; use .*resolve"):
+        actions[use]()
+
+
+def test_a_block_without_a_largest_strength_is_named() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    batches = [(torch.randn(20, 3), torch.randn(20, 1))]
+    with pytest.raises(InputError, match=r"unused.weight has no strength_max .* as it is 0"):
+        tl.Regularizer(model, tl.L1("0.1max")).resolve(model, nn.functional.mse_loss, batches)
+    ridge = tl.Regularizer(model, tl.ElasticNet("0.1max", l1_ratio=0.0))
+    with pytest.raises(InputError, match=r"used.weight has no strength_max .* as it is inf"):
+        ridge.resolve(model, nn.functional.mse_loss, batches)

@@ -1,23 +1,19 @@
 """Evidence about a fit: how far the weights are from a stationary point, and which strength zeros a block."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchlasso.errors import InputError
+from torchlasso.coupling import scale_notes
+from torchlasso.gaps import duality_gap
+from torchlasso.gradients import Batches, LossFn, largest_strength, mean_gradient, readable_twice
 from torchlasso.regularizer import Regularizer
 from torchlasso.tables import render_table
 from torchlasso.terms import Term
-
-LossFn = Callable[[Any, Any], Tensor]
-"""``loss_fn(output, target)``: the mean loss of a batch."""
-Batches = Iterable[tuple[Any, Any]]
-"""Pairs of input and target, each with the examples along dimension 0."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +43,19 @@ class Certificate:
         rows: one a penalised block.
         loss: the mean data loss.
         penalty: the penalty.
-        duality_gap: None: no bound on the distance to the optimum is claimed for this model.
+        duality_gap: how far the objective is, at most, above its minimum over the last linear layer (for a
+            linear model: over all of it) with everything before it held fixed; None where that problem is
+            not known to be convex.
+        gap_layer: the name of that layer; empty for a linear model, None without a gap.
+        notes: what makes a strength mean less than it says: penalised weights whose scale is free.
     """
 
     rows: tuple[CertificateRow, ...]
     loss: float
     penalty: float
     duality_gap: float | None = None
+    gap_layer: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def residual(self) -> float:
@@ -74,7 +76,12 @@ class Certificate:
     def __str__(self) -> str:
         cells: list[tuple[object, ...]] = [(r.name, r.strength, r.residual, r.slack) for r in self.rows]
         cells.append(("all", None, self.residual, self.slack))
-        return render_table(("parameter", "strength", "residual / strength", "slack"), cells)
+        lines = [render_table(("parameter", "strength", "residual / strength", "slack"), cells)]
+        if self.duality_gap is not None:
+            what = f"layer {self.gap_layer}, the rest held fixed" if self.gap_layer else "the whole model"
+            lines.append(f"duality gap: {self.duality_gap:.3g} of {self.objective:.4g} ({what})")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
 
 
 def certificate(model: nn.Module, regularizer: Regularizer, loss_fn: LossFn, batches: Batches) -> Certificate:
@@ -82,13 +89,15 @@ def certificate(model: nn.Module, regularizer: Regularizer, loss_fn: LossFn, bat
 
     For every penalised entry ``r = |g + λ·sign(w)|`` where ``w ≠ 0`` and ``max(|g| − λ, 0)`` where it is
     zero (for groups the same with norms), with ``g`` the gradient of the mean loss over all batches, in
-    evaluation mode.
+    evaluation mode.  A model that ends in an ``nn.Linear``, with a mean squared error, a binary cross-entropy
+    with logits or a cross-entropy for the loss, also gets the duality gap of that layer.
 
     Args:
-        model: the module, whose mode and gradients are left as they were.
+        model: the module, whose mode, buffers and gradients are left as they were.
         regularizer: what is penalised, at its current step.
         loss_fn: the mean loss of a batch.
-        batches: pairs of input and target that cover the data once.
+        batches: pairs of input and target that cover the data once.  One batch is held at a time; they
+            are read three times for the duality gap, which a generator does not get.
 
     Raises:
         InputError: there are no batches.
@@ -103,11 +112,20 @@ def certificate(model: nn.Module, regularizer: Regularizer, loss_fn: LossFn, bat
     """
     terms = regularizer.current_terms()
     parameters = [p for term in terms for p in term.parameters]
-    loss, gradients = mean_gradient(model, loss_fn, batches, parameters)
+    first: list[Any] = []
+    loss, gradients = mean_gradient(model, loss_fn, _noting_the_first(batches, first), parameters)
     by_parameter = dict(zip(parameters, gradients, strict=True))
+    gap = duality_gap(model, terms, loss_fn, batches)
     with torch.no_grad():
         rows = tuple(_row(term, [by_parameter[p] for p in term.parameters]) for term in terms)
-        return Certificate(rows, loss, float(regularizer()))
+        return Certificate(
+            rows,
+            loss,
+            float(regularizer()),
+            None if gap is None else gap.value,
+            None if gap is None else gap.layer,
+            scale_notes(model, [term for term in terms if term.penalty.current_strength > 0], first[0]),
+        )
 
 
 def strength_max(
@@ -136,52 +154,20 @@ def strength_max(
         >>> tl.strength_max(layer, tl.Regularizer(layer, tl.L1(0.5)), nn.functional.mse_loss, batches)
         {'weight': 4.0}
     """
-    pairs = list(batches) if iter(batches) is batches else batches  # several passes: a generator has one
+    pairs = readable_twice(batches)
     result = {}
-    for term in regularizer.current_terms():
-        with _zeroed(term):
-            _, gradients = mean_gradient(model, loss_fn, pairs, term.parameters)
-        largest = term.penalty.strength_max(term.gather(gradients))
+    for term in regularizer.terms:
+        largest = largest_strength(model, term, loss_fn, pairs)
         result.update({member.name: largest for member in term.members})
     return result
 
 
-def mean_gradient(
-    model: nn.Module, loss_fn: LossFn, batches: Batches, parameters: Sequence[nn.Parameter]
-) -> tuple[float, list[Tensor]]:
-    """Return the mean loss over all batches and its gradient, in evaluation mode.
-
-    Args:
-        model: the module.
-        loss_fn: the mean loss of a batch.
-        batches: pairs of input and target; batches of different sizes count by their size.
-        parameters: what to differentiate by.
-
-    Raises:
-        InputError: there are no examples, or a parameter is frozen.
-    """
-    if not all(p.requires_grad for p in parameters):
-        msg = "a penalised parameter has requires_grad=False by now; build the regularizer after freezing"
-        raise InputError(msg)
-    # In half precision a sum over batches would stop growing, or overflow.
-    totals = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters]
-    loss_sum, count = 0.0, 0
-    with _evaluation_mode(model), torch.enable_grad():
-        for inputs, target in batches:
-            size = _batch_size(inputs, target)
-            if size == 0:
-                continue  # the mean over no examples is NaN
-            loss = loss_fn(model(inputs), target)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for total, g in zip(totals, gradients, strict=True):
-                if g is not None:
-                    total.add_(g.detach().to_dense() if g.is_sparse else g.detach(), alpha=size)
-            loss_sum += float(loss.detach()) * size
-            count += size
-    if count == 0:
-        msg = "batches must hold at least one example, got none; a generator can be read only once"
-        raise InputError(msg)
-    return loss_sum / count, [total.div_(count) for total in totals]
+def _noting_the_first(batches: Batches, first: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Pass the batches on and put the first input into a list."""
+    for inputs, target in batches:
+        if not first:
+            first.append(inputs)
+        yield inputs, target
 
 
 def _row(term: Term, gradients: list[Tensor]) -> CertificateRow:
@@ -200,37 +186,3 @@ def _largest(values: Iterable[float]) -> float:
     """Return the largest value, NaN if one is: with ``max`` alone that would hang on their order."""
     listed = list(values)
     return math.nan if any(math.isnan(value) for value in listed) else max(listed)
-
-
-def _batch_size(inputs: Any, target: Any) -> int:
-    for value in (target, inputs):
-        if isinstance(value, Tensor) and value.ndim > 0:
-            return int(value.shape[0])
-    return 1
-
-
-@contextmanager
-def _zeroed(term: Term) -> Iterator[None]:
-    """Hold a block at zero for a while."""
-    saved = [p.detach().clone() for p in term.parameters]
-    try:
-        with torch.no_grad():
-            for parameter in term.parameters:
-                parameter.zero_()
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, old in zip(term.parameters, saved, strict=True):
-                parameter.copy_(old)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -20,7 +20,7 @@ from torchlasso.errors import InputError, TorchlassoError
 from torchlasso.files import AnyPath, results_folder, write_files
 from torchlasso.monitor.console import FitProgress, print_summary
 from torchlasso.monitor.formats import clean
-from torchlasso.penalties.base import check_strength
+from torchlasso.penalties.base import check_strength, fraction_of_max
 from torchlasso.sparsity import SparsityTable, count_zeros
 from torchlasso.structure import PENALTIES
 from torchlasso.tabular.data import bundled, read_table
@@ -51,7 +51,13 @@ Hidden = Annotated[
 PenaltyName = Annotated[
     str, typer.Option(help="What vanishes together: l1 (single weights), features or neurons.")
 ]
-StrengthName = Annotated[str, typer.Option(help="A number, or 'auto' to choose it on validation rows.")]
+StrengthName = Annotated[
+    str,
+    typer.Option(
+        help="A number, a fraction such as 0.1max of the one that zeros everything, or 'auto' to choose it "
+        "on validation rows."
+    ),
+]
 TestName = Annotated[str, typer.Option(help="The share of the rows to test on, or another table.")]
 OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results; default torchlasso-<table>.")]
 Seed = Annotated[
@@ -197,13 +203,15 @@ def _countable(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_complex() or tensor.dtype == torch.float64 else tensor.float()
 
 
-def _strength(strength: str) -> float | None:
+def _strength(strength: str) -> float | str | None:
     if strength == "auto":
         return None
+    if fraction_of_max(strength) is not None:
+        return strength
     try:
         number = float(strength)
     except ValueError:
-        msg = f"--strength must be 'auto' or a number, got {strength!r}"
+        msg = f"--strength must be 'auto', a number or a fraction such as 0.1max, got {strength!r}"
         raise InputError(msg) from None
     return check_strength(number, "--strength")
 

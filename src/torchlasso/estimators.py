@@ -25,11 +25,12 @@ from torchlasso.fit.settings import Settings
 from torchlasso.groups import normalise_groups
 from torchlasso.mlp import used_features
 from torchlasso.path import Path
-from torchlasso.penalties.base import check_strength
+from torchlasso.penalties.base import check_strength, fraction_of_max
 from torchlasso.structure import PENALTIES
 from torchlasso.tasks import Task
 
 _SOLVED = 1e-3  # residual, relative to the strength, above which a linear model is not called solved
+_SETTLED = 1.0  # likewise for a network: above it a zero weight is pulled twice as hard as it is held
 
 
 class _LassoMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -46,7 +47,7 @@ class _LassoMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         hidden_layer_sizes: Sequence[int] = (100,),
         *,
         penalty: Literal["l1", "features", "neurons"] = "l1",
-        strength: float | Literal["auto"] = "auto",
+        strength: float | str = "auto",
         groups: Sequence[Sequence[int]] | None = None,
         learning_rate: float = 1e-2,
         batch_size: int = 2048,
@@ -87,13 +88,8 @@ class _LassoMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.strength_ = result.strength
         self.certificate_ = result.certificate
         self.path_ = result.path
-        residual = result.certificate.residual
-        if not settings.hidden and result.strength > 0 and residual > _SOLVED:
-            message = (
-                f"the linear model stopped at a residual of {residual:.2g} of the strength, short of its "
-                "optimum; standardise the inputs, drop duplicate columns, or raise the strength"
-            )
-            warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        if settings.strength is not None:
+            _warn_if_unsettled(result, linear=not settings.hidden)
         return result
 
     def _settings(self, seed: int) -> Settings:
@@ -144,7 +140,8 @@ class LassoMLPClassifier(ClassifierMixin, _LassoMLP):  # type: ignore[misc]
     Args:
         hidden_layer_sizes: widths of the hidden layers; ``()`` is the linear lasso, solved to its optimum.
         penalty: ``"l1"`` (every weight alone), ``"features"`` (inputs vanish whole) or ``"neurons"``.
-        strength: λ ≥ 0 in units of the mean loss, or ``"auto"``.
+        strength: λ ≥ 0 in units of the mean loss; a fraction such as ``"0.1max"`` of the strength that zeros
+            everything; or ``"auto"``.
         groups: for ``"features"``: lists of column indices that are selected together (the one-hot
             columns of a category), every column once.
         learning_rate: of Adam, for networks.
@@ -219,7 +216,8 @@ class LassoMLPRegressor(RegressorMixin, _LassoMLP):  # type: ignore[misc]
     Args:
         hidden_layer_sizes: widths of the hidden layers; ``()`` is the linear lasso, solved to its optimum.
         penalty: ``"l1"`` (every weight alone), ``"features"`` (inputs vanish whole) or ``"neurons"``.
-        strength: λ ≥ 0 in units of the mean loss, or ``"auto"``.
+        strength: λ ≥ 0 in units of the mean loss; a fraction such as ``"0.1max"`` of the strength that zeros
+            everything; or ``"auto"``.
         groups: for ``"features"``: lists of column indices that are selected together.
         learning_rate: of Adam, for networks.
         batch_size: rows a step, for networks.
@@ -297,11 +295,33 @@ def _hidden(sizes: object) -> tuple[int, ...]:
     return tuple(map(int, good))
 
 
-def _strength(strength: object) -> float | None:
+def _warn_if_unsettled(fit: Fit, *, linear: bool) -> None:
+    """Warn if the weights are far from a stationary point of the objective at the strength asked for."""
+    residual = fit.certificate.residual
+    if fit.strength == 0 or residual <= (_SOLVED if linear else _SETTLED):
+        return
+    what, advice = (
+        "network",
+        "which weights are zero is not settled; raise the strength, or lower learning_rate",
+    )
+    if linear:
+        what, advice = "linear model", "drop duplicate columns, or raise the strength"
+    message = (
+        f"the {what} stopped at a residual of {residual:.2g} of the strength, short of its optimum; "
+        f"standardise the inputs, {advice}"
+    )
+    warnings.warn(message, ConvergenceWarning, stacklevel=4)
+
+
+def _strength(strength: object) -> float | str | None:
     """Return the strength, or None if it is to be chosen."""
-    if isinstance(strength, str) and strength == "auto":
-        return None
-    _require(_is_real(strength), "strength", "'auto' or a number of 0 or more", strength)
+    if isinstance(strength, str):
+        if strength == "auto":
+            return None
+        if fraction_of_max(strength) is not None:
+            return strength
+    expected = "'auto', a number of 0 or more or a fraction such as '0.1max'"
+    _require(_is_real(strength), "strength", expected, strength)
     return check_strength(strength)
 
 

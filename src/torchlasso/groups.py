@@ -18,9 +18,9 @@ from torch import Tensor
 from torchlasso.errors import InputError
 
 GroupSpec = str | tuple[tuple[int, ...], ...]
-"""``"rows"``, ``"columns"``, ``"kernels"``, ``"tensor"``, or index lists along dimension 1."""
+"""``"rows"``, ``"columns"``, ``"kernels"``, ``"tensor"``, ``"pairs"``, or index lists along dimension 1."""
 
-_KEPT_DIMS = {"rows": (0,), "columns": (1,), "kernels": (0, 1), "tensor": ()}
+_KEPT_DIMS = {"rows": (0,), "columns": (1,), "kernels": (0, 1), "tensor": (), "pairs": ()}
 
 
 class GroupLayout(Protocol):
@@ -108,7 +108,8 @@ def normalise_groups(groups: object) -> GroupSpec:
     """Check what a user calls ``groups`` and return it in a hashable form.
 
     Args:
-        groups: ``"rows"``, ``"columns"``, ``"kernels"``, ``"tensor"``, or lists of indices along dim 1.
+        groups: ``"rows"``, ``"columns"``, ``"kernels"``, ``"tensor"``, ``"pairs"`` (what lies along the last
+            dimension), or lists of indices along dim 1.
 
     Raises:
         InputError: an unknown name, an empty list, a negative index, or overlapping groups.
@@ -154,7 +155,7 @@ def layout_of(groups: GroupSpec, shape: tuple[int, ...]) -> GroupLayout:
         tensor([2., 2., 2.])
     """
     if isinstance(groups, str):
-        kept = _KEPT_DIMS[groups]
+        kept = tuple(range(len(shape) - 1)) if groups == "pairs" else _KEPT_DIMS[groups]
         if kept and max(kept) >= len(shape):
             msg = f"groups={groups!r} needs a tensor of {max(kept) + 1} dimensions or more, got shape {shape}"
             raise InputError(msg)

@@ -5,6 +5,7 @@ The proximal map of a penalty ``h`` at ``w`` with step ``s`` is the minimiser ov
 unchanged where the threshold is zero, and lets NaN through, so that a diverged run stays visible.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,6 +23,45 @@ class GroupSums(Protocol):
 
     def expand(self, per_group: Tensor) -> Tensor:
         """Return one value a group as a tensor that broadcasts against the grouped tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kink:
+    """A penalty that is ``Σ slope·|w| + ridge·w²/2``, or ``Σ_g slope_g·‖w_g‖₂``: all that a step needs of it.
+
+    Attributes:
+        slope: of the absolute value, a number or a tensor that broadcasts against the weights; with groups,
+            a vector of one entry a group.  0 leaves an entry free, infinity holds it at zero.
+        ridge: of half the square, shaped like ``slope``; 0 with groups.
+        groups: the grouping of the entries, or None where each stands alone.
+        nonnegative: whether the entries are also held at zero or above.
+    """
+
+    slope: float | Tensor
+    ridge: float | Tensor = 0.0
+    groups: GroupSums | None = None
+    nonnegative: bool = False
+
+    @property
+    def entry_slope(self) -> float | Tensor:
+        """The slope as a number, or as a tensor that broadcasts against the weights."""
+        if self.groups is None or not isinstance(self.slope, Tensor):
+            return self.slope
+        return self.groups.expand(self.slope)
+
+    def shrink(self, x: Tensor, amount: Step) -> Tensor:
+        """Return the proximal map of the kink at slope 1: every entry or group is shrunk by ``amount``."""
+        if self.groups is not None:
+            return group_soft_threshold(
+                x, torch.as_tensor(amount, dtype=x.dtype, device=x.device), self.groups
+            )
+        return (soft_threshold_nonnegative if self.nonnegative else soft_threshold)(x, amount)
+
+    def size(self, x: Tensor) -> Tensor:
+        """Return the absolute value of every entry, or the norm of its group spread over the group."""
+        return (
+            x.abs() if self.groups is None else self.groups.expand(group_norms(x, self.groups)).expand_as(x)
+        )
 
 
 def soft_threshold(w: Tensor, threshold: Step) -> Tensor:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from torchlasso.errors import RuleError
-from torchlasso.penalties.base import Penalty
+from torchlasso.errors import InputError, RuleError
+from torchlasso.gradients import Batches, LossFn, largest_strength, readable_twice
+from torchlasso.penalties.base import Penalty, fraction_of_max
 from torchlasso.rules import Candidate, RuleKey, candidates, describe_key, matches, names_exactly
 from torchlasso.tables import render_table
 from torchlasso.terms import Member, Term
@@ -141,6 +142,35 @@ class Regularizer:
         )
         return other
 
+    def resolve(self, model: nn.Module, loss_fn: LossFn, batches: Batches) -> "Regularizer":
+        """Return a regularizer whose fractions of ``strength_max``, such as ``L1("0.1max")``, are numbers.
+
+        Every block is measured alone, at zero, with the rest of the model as it is now: for a linear model
+        fit the intercept first; a deep net is local, so resolve it where training starts.
+
+        Args:
+            model: the module that the regularizer is of; it is left as it was.
+            loss_fn: the mean loss of a batch.
+            batches: pairs of input and target that cover the data once.
+
+        Raises:
+            InputError: a block has no strength of which to take a fraction; there are no batches.
+
+        Example:
+            >>> import torchlasso as tl
+            >>> layer = nn.Linear(1, 1, bias=False)
+            >>> batches = [(torch.tensor([[1.0]]), torch.tensor([[2.0]]))]
+            >>> relative = tl.Regularizer(layer, tl.L1("0.25max"))
+            >>> relative.resolve(layer, nn.functional.mse_loss, batches).terms[0].penalty.strength
+            1.0
+        """
+        pairs = readable_twice(batches)
+        other = copy.copy(self)
+        other.terms = tuple(_resolved(term, model, loss_fn, pairs) for term in self.terms)
+        penalties = {member.name: term.penalty for term in other.terms for member in term.members}
+        other.rows = tuple(replace(row, penalty=row.penalty and penalties[row.names[0]]) for row in self.rows)
+        return other
+
     def __str__(self) -> str:
         return _render(self.rows, self.step)
 
@@ -201,15 +231,30 @@ def _alone(candidate: Candidate, reason: str) -> Row:
 
 def _penalised(candidate: Candidate, penalty: Penalty, key: RuleKey) -> tuple[Row, Term]:
     name, shape = candidate.names[0], tuple(candidate.parameter.shape)
-    if candidate.parameter.is_complex():
-        msg = f"parameter {name!r} is complex; only real parameters can be penalised, map it to None"
-        raise RuleError(msg)
     try:
+        if candidate.parameter.is_complex():
+            penalty = penalty.for_complex(candidate.parameter.shape)
         term = Term(penalty, (Member(name, candidate.parameter),))
     except ValueError as error:
         msg = f"parameter {name!r} cannot take the penalty of rule {describe_key(key)}: {error}"
         raise RuleError(msg) from error
     return Row(candidate.names, shape, penalty, f"rule {describe_key(key)}"), term
+
+
+def _resolved(term: Term, model: nn.Module, loss_fn: LossFn, batches: Batches) -> Term:
+    """Return a term with a number for its strength, if that is a fraction."""
+    fraction = fraction_of_max(term.penalty.strength)
+    if fraction is None:
+        return term
+    largest = largest_strength(model, term, loss_fn, batches)
+    if not 0 < largest < float("inf"):
+        msg = (
+            f"{term.name} has no strength_max to take {term.penalty.strength!r} of, as it is {largest}: "
+            "the loss must depend on it where it is zero, and its penalty must have an L1 or group part; "
+            "give a number"
+        )
+        raise InputError(msg)
+    return replace(term, penalty=replace(term.penalty, strength=fraction * largest))
 
 
 def _left_alone(candidate: Candidate) -> str | None:
@@ -252,7 +297,7 @@ def _render(rows: tuple[Row, ...], step: int) -> str:
                 " = ".join(row.names),
                 "×".join(map(str, row.shape)) or "scalar",
                 penalty.describe() if penalty else None,
-                penalty.current_strength if penalty else None,
+                penalty.strength if penalty else None,
                 row.reason,
             )
         )

@@ -35,7 +35,12 @@ class Member:
     def width(self) -> int:
         """How many of its entries belong to each group of a joint block."""
         dim = self.dim % self.parameter.ndim
-        return math.prod(n for d, n in enumerate(self.parameter.shape) if d != dim)
+        return math.prod(n for d, n in enumerate(self.shape) if d != dim)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape as real numbers: a complex parameter has a last dimension of two parts."""
+        return real(self.parameter).shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +78,7 @@ class Term:
         """The shape of the block's one tensor."""
         first = self.members[0]
         if len(self.members) == 1:
-            return first.parameter.shape
+            return first.shape
         return torch.Size((first.parameter.shape[first.dim], sum(m.width for m in self.members)))
 
     @property
@@ -102,15 +107,15 @@ class Term:
             tensors: one for each member: the parameters themselves, their gradients or their metric.
 
         Returns:
-            The tensor itself for a single member, else a matrix with one row a group.
+            The tensor itself for a single member, else a matrix with one row a group; always real.
         """
         if len(self.members) == 1:
-            return tensors[0]
-        pairs = zip(self.members, tensors, strict=True)
-        return torch.cat([t.movedim(m.dim, 0).reshape(t.shape[m.dim], m.width) for m, t in pairs], dim=1)
+            return real(tensors[0])
+        pairs = zip(self.members, map(real, tensors), strict=True)
+        return torch.cat([_rows(t, m) for m, t in pairs], dim=1)
 
     def scatter(self, block: Tensor) -> list[Tensor]:
-        """Return the parts of a gathered tensor, each shaped like its member.
+        """Return the parts of a gathered tensor, each shaped like its member seen as real numbers.
 
         Args:
             block: a tensor shaped like the result of ``gather``.
@@ -119,12 +124,26 @@ class Term:
             return [block]
         parts, start = [], 0
         for member in self.members:
-            moved = member.parameter.movedim(member.dim, 0)
+            moved = real(member.parameter).movedim(member.dim % member.parameter.ndim, 0)
             part = block[:, start : start + member.width]
-            parts.append(part.reshape(moved.shape).movedim(0, member.dim))
+            parts.append(part.reshape(moved.shape).movedim(0, member.dim % member.parameter.ndim))
             start += member.width
         return parts
 
     def value(self) -> Tensor:
         """Return the penalty at the current weights, differentiable."""
         return self.penalty.value(self.gather(self.parameters))
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return a tensor as real numbers: itself, or a view of the two parts of a complex one.
+
+    Args:
+        tensor: any tensor.
+    """
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _rows(tensor: Tensor, member: Member) -> Tensor:
+    dim = member.dim % member.parameter.ndim
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], member.width)

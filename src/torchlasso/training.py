@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchlasso.certify import LossFn
+from torchlasso.gradients import LossFn
 from torchlasso.optim.fista import Solution, fista
 from torchlasso.regularizer import Regularizer
 

@@ -10,7 +10,7 @@ import torch
 
 import torchlasso as tl
 from torchlasso.errors import InputError
-from torchlasso.penalties.base import split_weights
+from torchlasso.penalties.base import fraction_of_max, split_weights
 
 KINDS: list[Callable[..., object]] = [tl.L1, tl.ElasticNet, tl.GroupLasso]
 
@@ -20,6 +20,28 @@ KINDS: list[Callable[..., object]] = [tl.L1, tl.ElasticNet, tl.GroupLasso]
 def test_a_bad_strength_is_refused(kind: Callable[..., object], strength: object) -> None:
     with pytest.raises(InputError, match="strength must be"):
         kind(strength)
+
+
+@pytest.mark.parametrize(
+    "strength", ["0.1 of max", "max", "-0.1max", "nanmax", "1.2.3max", "0.1max ", "auto"]
+)
+def test_what_is_no_fraction_is_refused_with_an_example(strength: str) -> None:
+    with pytest.raises(InputError, match=r"a fraction such as '0.1max', got '"):
+        tl.L1(strength)
+
+
+def test_an_infinite_fraction_is_refused() -> None:
+    with pytest.raises(InputError, match="the fraction in '1e999max' must be finite"):
+        tl.L1("1e999max")
+
+
+@pytest.mark.parametrize("strength", ["0.1max", ".1max", "1e-1max", "0.1 max"])
+def test_a_fraction_is_kept_as_it_was_written(strength: str) -> None:
+    penalty = tl.GroupLasso(strength)
+    assert penalty.at(3).strength == strength
+    assert fraction_of_max(strength) == 0.1
+    with pytest.raises(InputError, match="is a fraction of strength_max and needs data"):
+        penalty.prox(torch.ones(2, 2), 0.1)
 
 
 @pytest.mark.parametrize("strength", [torch.ones(2), np.ones(2)])

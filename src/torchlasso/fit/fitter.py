@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchlasso.certify import Certificate, certificate, strength_max
 from torchlasso.fit.settings import Progress, Settings
 from torchlasso.path import Path, PathPoint, measure_point, row_losses
+from torchlasso.penalties.base import check_strength, fraction_of_max
 from torchlasso.structure import structured_regularizer
 from torchlasso.tasks import Task
 from torchlasso.training import Batches
@@ -82,9 +83,10 @@ class Fitter(ABC):
     def run(self) -> Fit:
         """Fit at the given strength, or along a path with the strength chosen on the validation rows."""
         dense = self.fit_dense()
-        if self.settings.strength is not None:
-            self.settle(self.settings.strength)
-            return self._result(self.settings.strength, "given", dense)
+        given = self.given_strength()
+        if given is not None:
+            self.settle(given)
+            return self._result(given, "given", dense)
         path = Path(tuple(self.walk_path()))
         chosen = path.best("1se")
         self.model.load_state_dict(chosen.state)
@@ -92,6 +94,14 @@ class Fitter(ABC):
         fit = self._result(chosen.strength, "one standard error", dense)
         refit = self.choose_refit()
         return replace(fit, module=self.finished(), path=path, chosen=chosen, refit=refit)
+
+    def given_strength(self) -> float | None:
+        """Return the strength that was asked for, a fraction as a number, or None if it is to be chosen."""
+        asked = self.settings.strength
+        fraction = fraction_of_max(asked)
+        if fraction is not None:
+            return fraction * self.limit()
+        return None if asked is None else check_strength(asked)
 
     def choose_refit(self) -> Refit:
         """Retrain the support without a penalty, and keep it if the validation rows are the better for it."""
@@ -138,6 +148,10 @@ class Fitter(ABC):
     @abstractmethod
     def fit_dense(self) -> nn.Module:
         """Train without a penalty and return a copy."""
+
+    @abstractmethod
+    def limit(self) -> float:
+        """Return the strength that is the end of the path, from the model that ``fit_dense`` left."""
 
     @abstractmethod
     def walk_path(self) -> list[PathPoint]:

@@ -37,12 +37,16 @@ class LinearFitter(Fitter):
         self.progress.advance()
         return self.finished()
 
-    def walk_path(self) -> list[PathPoint]:
-        """Solve from the empty model to the dense one; the problem is convex, so the order is free."""
+    def limit(self) -> float:
+        """Fit the intercept alone and return the strength at which nothing else comes in."""
         self._clear()
         excluded = self._only(self.layer.weight != 0)
-        self._solve(excluded, self.budget.tolerance, self.budget.iterations)  # the intercept alone
-        strengths = strength_grid(self.largest_strength(), _SMALLEST, self.budget.points)
+        self._solve(excluded, self.budget.tolerance, self.budget.iterations)
+        return self.largest_strength()
+
+    def walk_path(self) -> list[PathPoint]:
+        """Solve from the empty model to the dense one; the problem is convex, so the order is free."""
+        strengths = strength_grid(self.limit(), _SMALLEST, self.budget.points)
         self.progress.stage("path of strengths", len(strengths))
 
         def fit_at(strength: float) -> None:

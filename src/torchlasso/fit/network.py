@@ -38,9 +38,13 @@ class NetworkFitter(Fitter):
         self._train(self._adam(), self.budget.dense, decay=True, each=True)
         return self.finished()
 
+    def limit(self) -> float:
+        """Return the strength at which each layer alone would be zero, the largest of all layers."""
+        return self.largest_strength()
+
     def walk_path(self) -> list[PathPoint]:
         """Walk from the dense network to the empty one, warm-started and with one optimizer throughout."""
-        strengths = strength_grid(self.largest_strength(), _SMALLEST, self.budget.points)
+        strengths = strength_grid(self.limit(), _SMALLEST, self.budget.points)
         self.progress.stage("path of strengths", len(strengths))
         optimizer = self._adam()
 

@@ -54,7 +54,8 @@ class Settings:
     Attributes:
         hidden: widths of the hidden layers; none for a linear model.
         penalty: ``"l1"``, ``"features"`` or ``"neurons"``.
-        strength: λ, or None to choose it on the validation rows.
+        strength: λ, a fraction such as ``"0.1max"`` of the strength at which the path ends empty, or None to
+            choose it on the validation rows.
         groups: lists of inputs that belong together, or None.
         learning_rate: of Adam.
         batch_size: rows a batch.
@@ -65,7 +66,7 @@ class Settings:
 
     hidden: tuple[int, ...]
     penalty: str
-    strength: float | None
+    strength: float | str | None
     groups: tuple[tuple[int, ...], ...] | None = None
     learning_rate: float = 1e-2
     batch_size: int = 2048

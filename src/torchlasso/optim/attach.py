@@ -1,20 +1,24 @@
 """The proximal step that rides on a torch optimizer through its own hooks."""
 
 import warnings
-import weakref
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from torchlasso.errors import InputError
-from torchlasso.optim.metric import Memory, metric_of
+from torchlasso.optim.copies import Detached, guard_copies, take_detached
+from torchlasso.optim.fast_rule import FastRule
+from torchlasso.optim.metric_rule import MetricFn, MetricRule, groups_of
+from torchlasso.optim.metrics import metric_of
+from torchlasso.optim.orthant import OrthantRule
+from torchlasso.optim.shrinkage import MemorySteps, Shrinkage
 from torchlasso.regularizer import Regularizer
-from torchlasso.terms import Term
 
 _KEY = "torchlasso"
-_attached: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
+_attached: WeakSet[Optimizer] = WeakSet()
 
 
 class Handle:
@@ -22,31 +26,35 @@ class Handle:
 
     Attributes:
         optimizer: the user's optimizer.
-        regularizer: what is penalised.
-        steps: optimizer steps taken since ``attach``; a strength that changes by step reads it.
+        shrinkage: what the penalty remembers of the run.
     """
 
-    def __init__(self, optimizer: Optimizer, regularizer: Regularizer) -> None:
-        self.optimizer = optimizer
-        self.regularizer = regularizer
-        self.steps = 0
-        self._metric = metric_of(optimizer)
-        self._groups = _groups_of(optimizer, regularizer)
-        self._frozen: dict[nn.Parameter, Tensor] | None = None
+    def __init__(self, optimizer: Optimizer, shrinkage: Shrinkage, rule: MetricRule | OrthantRule) -> None:
+        self.optimizer, self.shrinkage, self._rule = optimizer, shrinkage, rule
         self._loading: dict[str, Any] | None = None
-        self._memory = self._resumed_memory()
-        regularizer.step = self.steps
-        self._hooks = [
+        self._hooks: list[Any] = [
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
             optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
+        _attached.add(optimizer)
+
+    @property
+    def regularizer(self) -> Regularizer:
+        """What is penalised."""
+        return self.shrinkage.regularizer
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken since ``attach``; a strength that changes by step reads it."""
+        return self.shrinkage.steps
 
     @property
     def frozen(self) -> bool:
         """Whether the zeros are frozen and the penalty is off."""
-        return self._frozen is not None
+        return self.shrinkage.frozen is not None
 
     def freeze_zeros(self) -> None:
         """Keep every penalised weight that is now zero at zero, and switch the penalty off.
@@ -54,11 +62,34 @@ class Handle:
         Training on refits the nonzero weights without shrinkage (debiasing); momentum, weight decay and
         noise cannot revive a zero.  Constraints (``nonnegative``) still hold.
         """
-        self._frozen = {p: p.detach() == 0 for term in self.regularizer.terms for p in term.parameters}
+        self.shrinkage.freeze()
 
     def unfreeze_zeros(self) -> None:
         """Let the zeros move again and switch the penalty back on."""
-        self._frozen = None
+        self.shrinkage.frozen = None
+
+    def update(self, regularizer: Regularizer) -> None:
+        """Go on with other penalties, as when ``optimizer.add_param_group`` has brought new parameters.
+
+        The step count stays, and so does the evidence of parameters that both penalise.
+
+        Args:
+            regularizer: what is penalised from now on.
+
+        Raises:
+            InputError: the zeros are frozen, or the optimizer does not hold a penalised parameter.
+            UnsupportedOptimizerError: as for ``attach``.
+        """
+        check_kinds(self.optimizer, regularizer)
+        if self.frozen:
+            msg = "the zeros are frozen; call unfreeze_zeros() before update()"
+            raise InputError(msg)
+        check_held(self.optimizer, regularizer)
+        self._rule.check(regularizer)
+        self.shrinkage.regularizer = regularizer
+        penalised = {p for term in regularizer.terms for p in term.parameters}
+        self.shrinkage.evidence = {p: t for p, t in self.shrinkage.evidence.items() if p in penalised}
+        regularizer.step = self.steps
 
     def remove(self) -> None:
         """Take the hooks off; the optimizer is as it was before ``attach``."""
@@ -67,106 +98,113 @@ class Handle:
         self._hooks = []
         _attached.discard(self.optimizer)
 
+    def on_remove(self, hook: Any) -> None:
+        """Have ``remove`` take off one more hook."""
+        self._hooks.append(hook)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self.shrinkage.prepare()
+        return None if _skipped(optimizer) else self._rule.before(args, kwargs)
+
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Apply the proximal map in the metric of the step just taken."""
+        """Apply the rule to the step just taken."""
         if _skipped(optimizer):
             return
-        for term in self.regularizer.terms:
-            metrics = [self._displacement(parameter) for parameter in term.parameters]
-            if all(metric is None for metric in metrics):
-                continue  # no gradient, so the optimizer did not move it either
-            if self._frozen is None:
-                _shrink(term.at(self.steps), metrics)
-                continue
-            _shrink(term.unshrunk(), metrics)
-            for parameter in term.parameters:
-                parameter.masked_fill_(self._frozen[parameter].to(parameter.device), 0.0)
-        self.steps += 1
-        self.regularizer.step = self.steps
+        self._rule.after()
+        self.shrinkage.settle()
+        self.shrinkage.advance()
 
-    def _displacement(self, parameter: nn.Parameter) -> float | Tensor | None:
-        """Return the metric of a parameter, or None if this step left it where it was."""
-        if parameter.grad is None:
-            return None
-        memory = self._memory.setdefault(parameter, {})
-        state = self.optimizer.state.get(parameter, {})  # indexing would add an entry to a plain SGD's state
-        return self._metric.displacement(self._groups[parameter], state, memory)
-
-    def _resumed_memory(self) -> dict[nn.Parameter, Memory]:
-        resume, state = self._metric.resume, self.optimizer.state
-        return {p: resume(group, state[p]) for p, group in self._groups.items() if state.get(p)}
+    # ---- the state travels with the optimizer's ----------------------------------------------------------
 
     def _numbered(self) -> dict[int, nn.Parameter]:
         """Return the optimizer's parameters under the numbers that torch's state dicts give them."""
-        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-        return dict(enumerate(parameters))
+        return dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+
+    def saved(self) -> dict[str, Any]:
+        """Return what the handle remembers, as plain containers and tensors."""
+        numbers = {p: number for number, p in self._numbered().items()}
+        memory = self._rule.memory if isinstance(self._rule, MetricRule) else {}
+        return {
+            **self.shrinkage.saved(numbers),
+            "memory": {numbers[p]: dict(m) for p, m in memory.items() if m},
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take back what ``saved`` returned."""
+        numbered = self._numbered()
+        self.shrinkage.restore(saved, numbered)
+        if isinstance(self._rule, MetricRule):
+            self._rule.memory = {numbered[n]: dict(m) for n, m in saved["memory"].items()}
 
     def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Put the handle's own state into the optimizer's state dict."""
-        numbers = {p: number for number, p in self._numbered().items()}
-        frozen = None if self._frozen is None else {numbers[p]: m for p, m in self._frozen.items()}
-        memory = {numbers[p]: dict(m) for p, m in self._memory.items() if m}
-        return {**state_dict, _KEY: {"steps": self.steps, "memory": memory, "frozen": frozen}}
+        return {**state_dict, _KEY: self.saved()}
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         saved = state_dict.get(_KEY)
-        frozen = saved and saved["frozen"]
-        numbers = {number for number, p in self._numbered().items() if p in self._groups}
-        if frozen is not None and set(frozen) != numbers:
-            msg = (
-                "the loaded state holds frozen zeros of other parameters than the regularizer penalises; "
-                "attach the regularizer that it was saved with"
-            )
-            raise InputError(msg)
+        penalised = {p for term in self.regularizer.terms for p in term.parameters}
+        self.shrinkage.check_frozen(saved, [n for n, p in self._numbered().items() if p in penalised])
         self._loading = saved
 
     def _after_load(self, optimizer: Optimizer) -> None:
         """Restore the handle's state; torch has replaced the optimizer's groups and state by now."""
-        self._groups = _groups_of(self.optimizer, self.regularizer)
         saved, self._loading = self._loading, None
-        if saved is None:
-            self._memory = self._resumed_memory()
-            message = (
-                "the loaded optimizer state was saved without torchlasso: the strength schedule goes on from "
-                f"step {self.steps}, and zeros are {'' if self.frozen else 'not '}frozen"
-            )
-            warnings.warn(message, stacklevel=2)
+        if isinstance(self._rule, MetricRule):
+            self._rule.resume()
+        if saved is not None:
+            self.restore(saved)
             return
-        numbered = self._numbered()
-        self.steps = self.regularizer.step = int(saved["steps"])
-        self._memory = {numbered[n]: dict(m) for n, m in saved["memory"].items()}
-        frozen = saved["frozen"]
-        self._frozen = frozen and {numbered[n]: m.to(numbered[n].device) for n, m in frozen.items()}
+        message = (
+            "the loaded optimizer state was saved without torchlasso: the strength schedule goes on from "
+            f"step {self.steps}, and zeros are {'' if self.frozen else 'not '}frozen"
+        )
+        warnings.warn(message, stacklevel=2)
 
 
-def attach(optimizer: Optimizer, regularizer: Regularizer) -> Handle:
+def attach(
+    optimizer: Optimizer,
+    regularizer: Regularizer,
+    *,
+    metric: MetricFn | None = None,
+    memory: MemorySteps = "auto",
+) -> Handle:
     """Make an optimizer minimise ``loss + regularizer`` with exact zeros, in the user's own loop.
 
     After each ``optimizer.step()`` every penalised block becomes ``prox(w, D)``, with ``D`` the
     optimizer's own metric (the displacement that a constant unit gradient would cause), so that the
-    strength means the same under every optimizer.  Leave the penalty out of the loss.  With lr = 0
-    nothing moves; a parameter without a gradient is not shrunk, and a step that a ``GradScaler`` skips
-    shrinks nothing.  The handle's state (step, frozen zeros) travels in ``optimizer.state_dict()``; to
-    resume, attach first and load afterwards.
+    strength means the same under every optimizer.  Optimizers without such a metric (Muon, Adafactor,
+    LBFGS, Rprop and those of third parties) get the orthant rule, which has the same fixed points.  Leave the
+    penalty out of the loss.
 
-    Adam's metric is large where gradients have been tiny, so a trained net, or a rare input, can lose weights
-    in a fresh Adam's first steps; ``eps=strength`` prevents that.  Weights stored in bfloat16 or float16 may
-    be too coarse to shrink; keep float32 weights and use autocast.
+    With minibatches one noisy gradient must not decide whether a zero stays zero.  A dead weight adds up the
+    gradients that it sees and returns when their sum says so; ``memory`` is the number of steps that this
+    sum weighs.  Full batches with ``memory="auto"`` end at the same stationary point.
+
+    With lr = 0 nothing moves; a parameter without a gradient is not shrunk, and a step that a ``GradScaler``
+    skips shrinks nothing.  The handle's state (step, evidence, frozen zeros) travels in
+    ``optimizer.state_dict()``; to resume, attach first and load afterwards.  A copy or pickle of the
+    optimizer refuses to step until ``attach`` is called on it.
+
+    Costs one number a weight (float32, or float64 for float64 weights); none with ``memory=0``, except for
+    half-precision weights, where it holds what rounding would lose.
 
     AdamW's decoupled weight decay is not an L2 penalty of the objective; for that use ``ElasticNet``.
 
     Args:
-        optimizer: a ``torch.optim`` SGD (momentum, dampening, Nesterov, maximize), Adam or AdamW
-            (amsgrad too).
+        optimizer: any ``torch.optim.Optimizer``.
         regularizer: what is penalised, all of it among the optimizer's parameters.
+        metric: ``metric(parameter, group, state) -> D`` for an optimizer whose metric you know, read after
+            each step: a number, or a tensor shaped like the parameter.
+        memory: ``"auto"``: 16 times the square of gradient noise over strength, measured as training goes,
+            at least 20 and at most the steps taken; a number of steps; or 0 for the plain proximal step.
 
     Returns:
         A handle, to freeze the zeros or to let go.
 
     Raises:
-        UnsupportedOptimizerError: the metric of this optimizer is not known.
-        InputError: the optimizer is attached already, or does not hold a penalised parameter.
+        UnsupportedOptimizerError: the optimizer has no metric and a penalty no slope at zero.
+        InputError: the optimizer is attached already, or does not hold a penalised parameter; a bad memory.
 
     Example:
         >>> import torchlasso as tl
@@ -184,18 +222,51 @@ def attach(optimizer: Optimizer, regularizer: Regularizer) -> Handle:
 
     References:
         Duchi and Singer, "Efficient online and batch learning using forward backward splitting",
-        J. Mach. Learn. Res. 10 (2009).  In an adaptive metric: arXiv 2102.03869.
+        J. Mach. Learn. Res. 10 (2009).  In an adaptive metric: arXiv 2102.03869.  The evidence: Xiao, "Dual
+        averaging methods for regularized stochastic learning and online optimization", J. Mach. Learn.
+        Res. 11 (2010); McMahan et al., "Ad click prediction: a view from the trenches", KDD (2013).
     """
-    _check_kinds(optimizer, regularizer)
+    check_kinds(optimizer, regularizer)
     if optimizer in _attached:
         msg = "this optimizer is attached already; call remove() on its handle first"
         raise InputError(msg)
-    handle = Handle(optimizer, regularizer)
-    _attached.add(optimizer)
+    check_held(optimizer, regularizer)
+    shrinkage = Shrinkage(regularizer, memory)
+    known = metric or metric_of(optimizer)
+    if known is None:
+        handle = Handle(optimizer, shrinkage, OrthantRule(optimizer, shrinkage))
+    else:
+        handle = Handle(optimizer, shrinkage, FastRule(optimizer, shrinkage, known))
+    detached = take_detached(optimizer)
+    if detached is not None:
+        handle.restore(detached.saved)
+    handle.on_remove(guard_copies(optimizer, lambda: Detached(handle.saved())))
     return handle
 
 
-def _check_kinds(optimizer: object, regularizer: object) -> None:
+def check_held(optimizer: Optimizer, regularizer: Regularizer) -> None:
+    """Raise for penalised parameters that an optimizer does not hold.
+
+    Args:
+        optimizer: any optimizer.
+        regularizer: what is penalised.
+
+    Raises:
+        InputError: some are missing; their names are in the message.
+    """
+    held = groups_of(optimizer)
+    members = [member for term in regularizer.terms for member in term.members]
+    missing = [member.name for member in members if member.parameter not in held]
+    if missing:
+        msg = (
+            f"the optimizer does not hold {missing[:8]}, which the regularizer penalises; give it these "
+            "parameters, or leave them out of the regularizer (handle.update takes a new one later)"
+        )
+        raise InputError(msg)
+
+
+def check_kinds(optimizer: object, regularizer: object) -> None:
+    """Raise ``InputError`` unless these are an optimizer and a regularizer."""
     if not isinstance(optimizer, Optimizer):
         msg = f"attach expects a torch.optim.Optimizer, got {type(optimizer).__name__}"
         raise InputError(msg)
@@ -211,36 +282,3 @@ def _skipped(optimizer: Optimizer) -> bool:
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
-
-
-def _groups_of(optimizer: Optimizer, regularizer: Regularizer) -> dict[nn.Parameter, dict[str, Any]]:
-    """Return the optimizer's group of every penalised parameter."""
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    members = [member for term in regularizer.terms for member in term.members]
-    missing = [member.name for member in members if member.parameter not in groups]
-    if missing:
-        msg = (
-            f"the optimizer does not hold {missing[:8]}, which the regularizer penalises; give it these "
-            "parameters, or leave them out of the regularizer"
-        )
-        raise InputError(msg)
-    return {member.parameter: groups[member.parameter] for member in members}
-
-
-def _shrink(term: Term, metrics: list[float | Tensor | None]) -> None:
-    """Replace the weights of a block by their proximal map."""
-    if len(metrics) == 1 and metrics[0] is not None:
-        step = metrics[0]
-    else:
-        step = term.gather([_full(p, m) for p, m in zip(term.parameters, metrics, strict=True)])
-    block = term.penalty.prox(term.gather(term.parameters), step)
-    for parameter, part in zip(term.parameters, term.scatter(block), strict=True):
-        parameter.copy_(part)
-
-
-def _full(parameter: nn.Parameter, metric: float | Tensor | None) -> Tensor:
-    """Return a metric as a tensor shaped like its parameter (zero if the parameter did not move)."""
-    if isinstance(metric, Tensor):
-        return metric
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.full_like(parameter, 0.0 if metric is None else metric, dtype=dtype)

@@ -1,116 +1,130 @@
-"""The metric of each torch optimizer: how far a constant unit gradient would move a weight at this step.
+"""The metric of an optimizer: how far a constant unit gradient would move a weight at this step.
 
 The proximal step in this metric makes ``0 ∈ ∇loss + strength · ∂R`` the fixed point whatever the
-optimizer; with any other threshold the strength means something else under each of them.
+optimizer; with any other threshold the strength means something else under each of them.  Here is what a
+metric offers; the metrics of torch's optimizers are in the modules beside this one.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from torchlasso.errors import UnsupportedOptimizerError
+Memory = dict[str, float | Tensor]
+"""What a metric remembers for one parameter, beyond the optimizer's own state.
 
-Memory = dict[str, float]
-"""What a metric remembers for one parameter between steps, beyond the optimizer's own state."""
+Between steps it holds numbers only; a tensor stays no longer than from ``before`` to ``displacement``.
+"""
 
 
 class Metric(ABC):
-    """The displacement that a constant unit gradient would cause, read after each step."""
+    """The displacement that a constant unit gradient would cause, read after each step.
 
-    @abstractmethod
-    def displacement(self, group: dict[str, Any], state: dict[str, Any], memory: Memory) -> float | Tensor:
-        """Return the metric of one parameter at the step just taken.
+    For an optimizer that divides by what the gradients were, the divisor is held fixed.  One metric serves
+    all parameters of an optimizer: what differs between them is in the arguments.
+
+    In every method ``group`` is the parameter's group in the optimizer, ``state`` its state there, and
+    ``memory`` the metric's own memory for it.
+    """
+
+    def before(self, group: dict[str, Any], state: dict[str, Any], memory: Memory) -> None:  # noqa: B027
+        """Note what the coming step will overwrite and ``displacement`` needs; most metrics need nothing.
 
         Args:
-            group: the parameter's group in the optimizer.
-            state: the parameter's state in the optimizer, after the step.
-            memory: the metric's own memory for this parameter, updated in place.
-
-        Returns:
-            A number, or a tensor shaped like the parameter.
+            group: the parameter's group.
+            state: its state before the step, empty before the first.
+            memory: updated in place.
         """
 
     @abstractmethod
-    def resume(self, group: dict[str, Any], state: dict[str, Any]) -> Memory:
-        """Return the memory for a parameter whose optimizer state began before the metric watched it."""
+    def displacement(
+        self, group: dict[str, Any], state: dict[str, Any], grad: Tensor, memory: Memory
+    ) -> float | Tensor:
+        """Return the metric of one parameter at the step just taken.  Call it once a step.
 
+        Args:
+            group: the parameter's group.
+            state: its state after the step.
+            grad: its gradient, as the step left it; only its sparsity is read.
+            memory: updated in place.
 
-@final
-class SGDMetric(Metric):
-    """``lr · a_t``, with ``a_t`` the momentum buffer of a constant unit gradient.
+        Returns:
+            A number, a 0-d tensor on an accelerator, or a real tensor in float32 or wider, shaped like the
+            parameter.  For a complex parameter it is shaped like ``torch.view_as_real`` of it, as torch's
+            optimizers treat the two parts as two weights.
+        """
 
-    torch starts the buffer at the first gradient and then runs ``a ← μ·a + (1 − τ)`` (momentum μ,
-    dampening τ), so ``a_t`` rises from 1 to ``(1 − τ)/(1 − μ)``; Nesterov moves by ``1 + μ·a_t``.
-    """
+    @abstractmethod
+    def limit(self, group: dict[str, Any], memory: Memory) -> float | Tensor | None:
+        """Return the largest displacement that any constant gradient can cause at the step just taken.
 
-    def displacement(self, group: dict[str, Any], state: dict[str, Any], memory: Memory) -> float | Tensor:
-        """Return ``lr · a_t``."""
-        lr, momentum = float(group["lr"]), float(group["momentum"])
-        if momentum == 0:
-            return lr
-        gain = momentum * memory["gain"] + 1 - float(group["dampening"]) if "gain" in memory else 1.0
-        memory["gain"] = gain
-        return lr * (1 + momentum * gain) if group["nesterov"] else lr * gain
+        ``|grad|·D ≤ limit`` while the gradient is constant, however large or small it is.  A threshold
+        ``t·D`` of more than that is of no use, and it is huge where hardly any gradient came (``D = lr/ε``).
+        To bound it by *twice* the limit moves no fixed point of a separable convex penalty: a nonzero weight
+        has ``|grad| ≥ t`` there, so ``t·D ≤ limit``, and a zero weight moves by no more than the limit.  Nor
+        does it add one: it acts where ``|grad| < t/2`` and still shrinks such a weight.  The limit itself
+        as the bound would: a gradient that is constant below ``t`` moves a weight by all of the limit, as
+        far as the threshold would take it back.
 
-    def resume(self, group: dict[str, Any], state: dict[str, Any]) -> Memory:
-        """Return the steady state of the recurrence if there is a momentum buffer already."""
-        momentum = float(group["momentum"])
-        if state.get("momentum_buffer") is None or not 0 < momentum < 1:
-            return {}
-        return {"gain": (1 - float(group["dampening"])) / (1 - momentum)}
+        In a group ``t`` is compared with the norm of a gradient and not with its entries, and where a
+        concave penalty is flat a nonzero weight has ``|grad| < t``: do not bound those.
 
+        Args:
+            group: the parameter's group.
+            memory: as ``displacement`` left it.
 
-@final
-class AdamMetric(Metric):
-    """``lr / (√v̂ + ε)`` with the bias-corrected second moment (amsgrad: its running maximum).
+        Returns:
+            A number (0-d tensor where ``lr`` is one on an accelerator), or None where there is no bound.
+        """
 
-    The bias-corrected first moment of a constant unit gradient is 1 at every step.  A weight that has only
-    received zero gradients has ``v̂ = 0`` and so the metric ``lr/ε``: it vanishes at once.  That is its place
-    if it never gets another; where gradients are rare or tiny, an ε of the size of the strength bounds the
-    shrinkage of a step by ``lr`` and moves no stationary point.
-    """
-
-    def displacement(self, group: dict[str, Any], state: dict[str, Any], memory: Memory) -> float | Tensor:
-        """Return ``lr / (√v̂ + ε)``."""
-        second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-        correction = 1 - float(group["betas"][1]) ** float(state["step"])
-        # In float16 the usual epsilon of 1e-8 would be 0.
-        wide = second.to(torch.promote_types(second.dtype, torch.float32))
-        denominator = (wide / correction).sqrt_().add_(group["eps"])
-        result: Tensor = float(group["lr"]) / denominator
-        return result
+    @abstractmethod
+    def smoothing(self, group: dict[str, Any]) -> float:
+        """Return the ``β`` of the exponential average of gradients that a step follows, 0 without."""
 
     def resume(self, group: dict[str, Any], state: dict[str, Any]) -> Memory:
-        """Return nothing: all that Adam's metric needs is in Adam's state."""
+        """Return the memory for a parameter whose optimizer state began before the metric watched it.
+
+        Args:
+            group: the parameter's group.
+            state: its state, not empty.
+        """
         return {}
 
 
-_METRICS: dict[type[Optimizer], Metric] = {SGD: SGDMetric(), Adam: AdamMetric(), AdamW: AdamMetric()}
-
-
-def metric_of(optimizer: Optimizer) -> Metric:
-    """Return the metric of an optimizer, by its exact type (a subclass may step differently).
+def scalar(value: float | Tensor) -> float | Tensor:
+    """Return a hyperparameter or a counter as a number, unless reading it would stall an accelerator.
 
     Args:
-        optimizer: a torch optimizer.
+        value: a number or a tensor of one element.
 
-    Raises:
-        UnsupportedOptimizerError: the metric of this type is not known.
+    Returns:
+        A float; for a tensor on an accelerator a 0-d tensor there.
 
     Example:
-        >>> import torch
-        >>> type(metric_of(SGD([torch.zeros(1, requires_grad=True)], lr=0.1))).__name__
-        'SGDMetric'
+        >>> scalar(torch.tensor([0.5]))
+        0.5
     """
-    kind = type(optimizer)
-    if kind not in _METRICS:
-        known = ", ".join(sorted(k.__name__ for k in _METRICS))
-        msg = (
-            f"the metric of {kind.__module__}.{kind.__qualname__} is not known, so the strength would not "
-            f"mean the same as elsewhere; use one of torch.optim's {known}"
-        )
-        raise UnsupportedOptimizerError(msg)
-    return _METRICS[kind]
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value.detach().reshape(())
+    return float(value)
+
+
+def wide(moment: Tensor) -> Tensor:
+    """Return an optimizer's second moment as a real tensor in float32 or wider, not copied if it is one.
+
+    In float16 a small square, or the usual ε of 1e-8 added to its root, would be 0.
+
+    Args:
+        moment: any floating-point tensor.  Of a complex parameter it is complex, with the squares of the
+            two parts in its two parts.
+
+    Returns:
+        A tensor shaped like ``moment``, or like ``torch.view_as_real`` of a complex one.
+
+    Example:
+        >>> wide(torch.tensor([1 + 4j])).sqrt()
+        tensor([[1., 2.]])
+    """
+    real = torch.view_as_real(moment) if moment.is_complex() else moment
+    return real.to(torch.promote_types(real.dtype, torch.float32))

@@ -7,6 +7,7 @@ anything is computed, so no penalty ever needs to know about either.
 
 import copy
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,15 @@ import torch
 from torch import Tensor
 
 from torchlasso.errors import InputError
+from torchlasso.prox import Kink
 
-Strength = float | Callable[[int], float]
-"""λ: a number, or a function from the optimizer's step (0, 1, 2, …) to one."""
+Strength = float | str | Callable[[int], float]
+"""λ: a number, a function from the optimizer's step (0, 1, 2, …) to one, or a fraction such as ``"0.1max"``.
+
+A fraction is of the parameter's ``strength_max``; ``Regularizer.resolve`` turns it into a number.
+"""
+
+_FRACTION = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?) ?max", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +36,7 @@ class Penalty(ABC):
 
     def __post_init__(self) -> None:
         """Check the strength as far as it can be checked."""
-        if not callable(self.strength):
+        if not callable(self.strength) and fraction_of_max(self.strength) is None:
             object.__setattr__(self, "strength", check_strength(self.strength))
 
     def at(self, step: int) -> Self:
@@ -58,8 +65,15 @@ class Penalty(ABC):
         """The strength as a number.
 
         Raises:
-            InputError: the strength is a schedule that was not resolved with ``at(step)``.
+            InputError: the strength is a schedule that was not resolved with ``at(step)``, or a fraction
+                that was not resolved with ``Regularizer.resolve``.
         """
+        if isinstance(self.strength, str):
+            msg = (
+                f"the strength {self.strength!r} is a fraction of strength_max and needs data; use "
+                "regularizer = regularizer.resolve(model, loss_fn, batches)"
+            )
+            raise InputError(msg)
         if callable(self.strength):
             msg = "this penalty's strength is a schedule; resolve it first with penalty.at(step)"
             raise InputError(msg)
@@ -105,6 +119,31 @@ class Penalty(ABC):
     def support(self, w: Tensor) -> Tensor:
         """Return a boolean tensor, True where the entry (or its whole group) is not zero."""
 
+    def kink(self, w: Tensor) -> Kink | None:
+        """Return the penalty as slopes at zero, or None if it is not of that form.
+
+        With it an optimizer can weigh the evidence of many noisy steps before a zero moves, shrink in its
+        own pass, and go without a metric; without it every step is the plain proximal map.
+
+        Args:
+            w: a tensor shaped like the weights, in float32 or wider; only its shape, type and device count.
+        """
+        return None
+
+    def for_complex(self, shape: torch.Size) -> "Penalty":
+        """Return the penalty on the modulus of complex weights as one on ``torch.view_as_real`` of them.
+
+        Args:
+            shape: of the complex weights.
+
+        Raises:
+            InputError: the penalty has no such form.
+        """
+        msg = (
+            f"{self.describe()} is not defined for complex weights; use L1 or GroupLasso, or map them to None"
+        )
+        raise InputError(msg)
+
     def describe(self) -> str:
         """Return the penalty without its strength, for tables."""
         return type(self).__name__
@@ -129,12 +168,30 @@ def check_strength(strength: object, source: str = "strength") -> float:
             raise TypeError
         number = float(strength)  # type: ignore[arg-type]  # what is no number raises
     except (TypeError, ValueError, RuntimeError):
-        msg = f"{source} must be a number or a function of the step, got {type(strength).__name__}"
+        got = repr(strength) if isinstance(strength, str) else type(strength).__name__
+        msg = f"{source} must be a number, a function of the step or a fraction such as '0.1max', got {got}"
         raise InputError(msg) from None
     if not math.isfinite(number) or number < 0:
         msg = f"{source} must be finite and zero or more, got {number}"
         raise InputError(msg)
     return number
+
+
+def fraction_of_max(strength: object) -> float | None:
+    """Return the fraction that a strength such as ``"0.1max"`` stands for, or None for any other strength.
+
+    Args:
+        strength: what the user gave.
+
+    Raises:
+        InputError: the fraction is infinite.
+
+    Example:
+        >>> fraction_of_max("0.1max")
+        0.1
+    """
+    found = _FRACTION.fullmatch(strength) if isinstance(strength, str) else None
+    return None if found is None else check_strength(float(found[1]), f"the fraction in {strength!r}")
 
 
 def check_ratio(l1_ratio: float) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from torchlasso.errors import InputError
 from torchlasso.penalties.base import Penalty, check_ratio, check_weights, split_weights
-from torchlasso.prox import at_least_float32, soft_threshold, soft_threshold_nonnegative
+from torchlasso.penalties.structured import GroupLasso
+from torchlasso.prox import Kink, at_least_float32, soft_threshold, soft_threshold_nonnegative
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,16 @@ class _AbsoluteAndSquare(Penalty):
         """Return where ``w`` is not zero."""
         return w != 0
 
+    def kink(self, w: Tensor) -> Kink:
+        """Return ``λca`` and ``λcb``, infinite slopes for the excluded entries."""
+        a, b = self._shares
+        c, excluded = self._weights(w)
+        strength = self.current_strength
+        if c is None or excluded is None:
+            return Kink(strength * a, strength * b, nonnegative=self.nonnegative)
+        slope = torch.where(excluded, torch.inf, strength * a * c)
+        return Kink(slope, strength * b * c, nonnegative=self.nonnegative)
+
     def _weights(self, like: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Return ``c`` (0 for the excluded entries) and which entries are excluded, or None and None."""
         return (None, None) if self.weights is None else split_weights(self.weights, like.device, like.dtype)
@@ -174,6 +185,14 @@ class L1(_AbsoluteAndSquare):
     @property
     def _shares(self) -> tuple[float, float]:
         return 1.0, 0.0
+
+    def for_complex(self, shape: torch.Size) -> Penalty:
+        """Return the group lasso whose groups are the two parts of each weight."""
+        if self.nonnegative:
+            msg = "nonnegative=True has no meaning for complex weights"
+            raise InputError(msg)
+        c = None if self.weights is None else self.weights.expand(shape).reshape(-1)
+        return GroupLasso(self.strength, groups="pairs", weights=c)
 
 
 @final

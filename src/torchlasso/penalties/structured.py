@@ -1,7 +1,7 @@
 """Penalties on groups of entries, which vanish together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -11,6 +11,7 @@ from torchlasso.errors import InputError
 from torchlasso.groups import GroupLayout, layout_of, normalise_groups
 from torchlasso.penalties.base import Penalty, check_weights, split_weights
 from torchlasso.prox import (
+    Kink,
     at_least_float32,
     group_norms,
     group_soft_threshold,
@@ -29,8 +30,8 @@ class GroupLasso(Penalty):
     Args:
         strength: λ ≥ 0 in units of the mean data loss per unit of ``w``, or a function of the step.
         groups: ``"rows"`` (dimension 0: neurons, filters), ``"columns"`` (dimension 1: inputs),
-            ``"kernels"`` (one spatial kernel each), ``"tensor"``, or lists of indices along dimension 1
-            that cover it once.
+            ``"kernels"`` (one spatial kernel each), ``"pairs"`` (what lies along the last dimension),
+            ``"tensor"``, or lists of indices along dimension 1 that cover it once.
         weights: ``c``: ``"sqrt"`` of the group size, ``None`` for 1, or a tensor of one entry a group;
             0 keeps a group, infinity excludes it.
 
@@ -145,6 +146,19 @@ class GroupLasso(Penalty):
         """Return True over every entry of a group that has a nonzero entry."""
         layout = self._layout(w.shape)
         return layout.expand(layout.sum((w != 0).to(torch.float32)) > 0).expand_as(w)
+
+    def kink(self, w: Tensor) -> Kink:
+        """Return ``λc`` of every group, infinite for the excluded ones."""
+        layout = self._layout(w.shape)
+        c, excluded = self._weights(layout, w)
+        slope = self.current_strength * c
+        return Kink(slope if excluded is None else torch.where(excluded, torch.inf, slope), groups=layout)
+
+    def for_complex(self, shape: torch.Size) -> Penalty:
+        """Return the same groups, of twice as many real numbers; ``"sqrt"`` still counts complex weights."""
+        if self.weights != "sqrt":
+            return self
+        return replace(self, weights=self._layout(shape).sizes.sqrt())
 
     def describe(self) -> str:
         """Return the penalty without its strength."""

@@ -39,7 +39,7 @@ class Request:
         source: how to call the table.
         hidden: widths of the hidden layers; none for a linear model.
         penalty: ``"l1"``, ``"features"`` or ``"neurons"``.
-        strength: λ, or None to choose it.
+        strength: λ, a fraction such as ``"0.1max"``, or None to choose it.
         test: the share of the rows to test on, or another table.
         test_source: how to call that table.
         seed: of the splits, the weights and the shuffling.
@@ -50,7 +50,7 @@ class Request:
     source: str = "table"
     hidden: tuple[int, ...] = (100,)
     penalty: str = "l1"
-    strength: float | None = None
+    strength: float | str | None = None
     test: float | pl.DataFrame = 0.2
     test_source: str = "test table"
     seed: int = 0

@@ -1,0 +1,166 @@
+"""Penalties on single entries as columns of the table that the C library walks over."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torchlasso.optim.evidence import FACTOR, LEAST, begin
+from torchlasso.optim.kernels.library import available
+from torchlasso.optim.kernels.table import Table, usable
+from torchlasso.optim.shrinkage import HALF, NOISE_EVERY, Shrinkage
+from torchlasso.prox import Kink
+from torchlasso.terms import Term
+
+
+class PenaltyRows:
+    """A table with one row a parameter, and the penalty of those that have one.
+
+    Args:
+        parameters: what the rows are, each taken by ``usable``.
+        groups: the number of each parameter's group in the optimizer.
+        shrinkage: the penalty's memory of the run.
+        penalised: False leaves all rows without a penalty.
+
+    Attributes:
+        table: the table.
+        terms: the term of each row, or None.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        groups: Sequence[int],
+        shrinkage: Shrinkage,
+        *,
+        penalised: bool = True,
+    ) -> None:
+        self.shrinkage, self.parameters = shrinkage, list(parameters)
+        terms = shrinkage.regularizer.terms if penalised else ()
+        by_parameter = {t.parameters[0]: t for t in terms if is_fusable(t)}
+        self.terms = [by_parameter.get(p) for p in parameters]
+        self.table = Table([p.detach() for p in parameters], groups)
+        units = [None if t is None else _unit_kink(t) for t in self.terms]
+        self._unit = np.array([0.0 if k is None or isinstance(k.slope, Tensor) else k.slope for k in units])
+        self._weighted = np.array([k is not None and isinstance(k.slope, Tensor) for k in units])
+        self._unit[self._weighted] = 1.0
+        self._ridge = np.array([0.0 if k is None else _ridge_share(k) for k in units])
+        self.table.rows["nonnegative"] = [k is not None and k.nonnegative for k in units]
+        pairs = zip(parameters, units, strict=True)
+        self._c = [_laid_out(p, k.slope) if k and isinstance(k.slope, Tensor) else None for p, k in pairs]
+        self.table.point("c", self._c)
+        self._penalised = np.array([t is not None for t in self.terms])
+        self._changing = any(t is not None and callable(t.penalty.strength) for t in self.terms)
+        self._filled = False
+
+    def fill(self) -> None:
+        """Set the columns of the penalty for the coming step."""
+        shrinkage, rows = self.shrinkage, self.table.rows
+        if self._changing or not self._filled:
+            strengths = [t.penalty.at(shrinkage.steps).current_strength if t else 0.0 for t in self.terms]
+            rows["slope"] = self._unit * strengths
+            rows["ridge"] = self._ridge * strengths
+            self._filled = True
+        rows["memory"] = np.where(self._penalised, self._memory(), 0.0)
+        evidence = [self._evidence(p, t) for p, t in zip(self.parameters, self.terms, strict=True)]
+        refused = self.table.point("rho", evidence)
+        for row in refused:  # it began with weights of another type or layout, or was saved with them
+            parameter, known = self.parameters[row], evidence[row]
+            assert known is not None  # a null pointer is never refused
+            evidence[row] = self.shrinkage.evidence[parameter] = _laid_out(parameter, known)
+        if refused:
+            self.table.point("rho", evidence)
+
+    def point_gradients(self) -> list[Tensor | None]:
+        """Point at the gradients; what is sparse or laid out otherwise than its weights is copied.
+
+        Returns:
+            What the table points at, to be kept until it has been walked.
+        """
+        grads = [p.grad.to_dense() if p.grad is not None and p.grad.is_sparse else p.grad for p in self.parameters]
+        refused = self.table.point("g", grads)
+        for row in refused:
+            grad = grads[row]
+            assert grad is not None  # a null pointer is never refused
+            grads[row] = torch.empty_like(self.parameters[row], requires_grad=False).copy_(grad)
+        if refused:
+            self.table.point("g", grads)
+        return grads
+
+    @property
+    def looks(self) -> bool:
+        """Whether this step is to measure the gradient noise."""
+        return (
+            self.shrinkage.memory == "auto"
+            and bool(self._penalised.any())
+            and self.shrinkage.steps % NOISE_EVERY == 0
+        )
+
+    def look(self) -> None:
+        """Take the noise that the step measured into its running average."""
+        rows = self.table.rows
+        for row in np.flatnonzero(self._penalised & (rows["dead"] > 0)):
+            term = self.terms[row]
+            if term is not None:
+                self.shrinkage.look(
+                    term.name, torch.tensor(rows["noise"][row]), torch.tensor(int(rows["dead"][row]))
+                )
+
+    def _memory(self) -> "float | np.ndarray[tuple[int], np.dtype[np.float64]]":
+        taken = self.shrinkage.steps + 1
+        if self.shrinkage.memory != "auto":
+            return float(min(self.shrinkage.memory, taken))
+        seen = self.shrinkage.noise
+        noise = np.array([np.inf if t is None else float(seen.get(t.name, np.inf)) for t in self.terms])
+        return np.minimum(np.maximum(LEAST, FACTOR * noise), taken)
+
+    def _evidence(self, parameter: nn.Parameter, term: Term | None) -> Tensor | None:
+        if term is None or (self.shrinkage.memory == 0 and parameter.dtype not in HALF):
+            return None
+        known = self.shrinkage.evidence.get(parameter)
+        if known is None:
+            known = self.shrinkage.evidence[parameter] = begin(parameter)
+        return known
+
+
+def is_fusable(term: Term) -> bool:
+    """Return whether the C library can take a term's proximal step.
+
+    Args:
+        term: any term.
+    """
+    if not available() or len(term.members) > 1:
+        return False
+    parameter = term.parameters[0]
+    if parameter.is_complex() or not usable(parameter.detach()):
+        return False
+    kink = _unit_kink(term)
+    if kink is None or kink.groups is not None:
+        return False
+    return not isinstance(kink.slope, Tensor) or bool((kink.slope > 0).any())
+
+
+def _unit_kink(term: Term) -> Kink | None:
+    """Return the form of a term's penalty at strength 1."""
+    parameter = term.parameters[0].detach()
+    like = torch.empty((), dtype=torch.promote_types(parameter.dtype, torch.float32)).expand(parameter.shape)
+    return replace(term.penalty, strength=1.0).kink(like)
+
+
+def _ridge_share(kink: Kink) -> float:
+    """Return the ridge at strength 1, as a multiple of the slope where that is a tensor."""
+    if not isinstance(kink.slope, Tensor):
+        return float(kink.ridge)
+    finite = (kink.slope > 0) & kink.slope.isfinite()
+    if not bool(finite.any()):
+        return 0.0
+    ridge = torch.as_tensor(kink.ridge).expand_as(kink.slope)
+    return float(ridge[finite][0] / kink.slope[finite][0])
+
+
+def _laid_out(parameter: nn.Parameter, slope: Tensor) -> Tensor:
+    """Return the penalty's weights in the memory layout of the parameter."""
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    return torch.empty_like(parameter, dtype=wide, requires_grad=False).copy_(slope)

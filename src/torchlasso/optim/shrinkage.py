@@ -1,0 +1,278 @@
+"""The penalty's side of an optimizer step: what it remembers between steps, and the step itself.
+
+Everything that shrinks weights (``attach``, the fused optimizers, the orthant rule) has one ``Shrinkage``.
+It holds the step count, the evidence of the dead weights, the measured gradient noise and the frozen zeros,
+and says how all of it is saved and restored.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchlasso.errors import InputError
+from torchlasso.optim.evidence import (
+    begin,
+    bounded,
+    is_alive,
+    memory_of,
+    narrowed,
+    noise,
+    step_with_evidence,
+    widened,
+)
+from torchlasso.prox import Kink, at_least_float32
+from torchlasso.regularizer import Regularizer
+from torchlasso.terms import Term, real
+
+MemorySteps = Literal["auto"] | int
+"""How many steps of evidence a zero weighs before it moves; 0 is the plain proximal step."""
+
+NOISE_EVERY = 10  # steps between two looks at the gradient noise
+_NOISE_MEMORY = 0.9  # of its running average, in looks
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Shrinkage:
+    """What a regularizer remembers of a training run.
+
+    Args:
+        regularizer: what is penalised.
+        memory: ``"auto"`` or a number of steps.
+
+    Attributes:
+        regularizer: as given.
+        memory: as given.
+        steps: optimizer steps taken.
+        evidence: ρ of every parameter that has one.
+        noise: per term, the mean of ``(grad/slope)²`` over dead weights, a number or a 0-d tensor.
+        frozen: where each parameter is held at zero, or None.
+
+    Raises:
+        InputError: the memory is neither.
+    """
+
+    def __init__(self, regularizer: Regularizer, memory: MemorySteps) -> None:
+        self.regularizer = regularizer
+        self.memory = check_memory(memory)
+        self.steps = 0
+        self.evidence: dict[nn.Parameter, Tensor] = {}
+        self.noise: dict[str, float | Tensor] = {}
+        self.frozen: dict[nn.Parameter, Tensor] | None = None
+        self._versions: dict[nn.Parameter, int] = {}
+        self._begun: Regularizer | None = None
+        regularizer.step = 0
+        for term in regularizer.current_terms():
+            _ = term.penalty.current_strength  # a fraction that was not resolved raises here
+
+    def advance(self) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.regularizer.step = self.steps
+
+    def freeze(self) -> None:
+        """Hold every penalised weight that is now zero at zero, without a penalty."""
+        self.frozen = {p: p.detach() == 0 for term in self.regularizer.terms for p in term.parameters}
+
+    # ---- one step of one term ------------------------------------------------------------------------------
+
+    def kink_of(self, term: Term) -> Kink | None:
+        """Return the form of a term's penalty.
+
+        Args:
+            term: at the current step.
+        """
+        first = term.parameters[0]
+        dtype = torch.promote_types(real(first).dtype, torch.float32)
+        return term.penalty.kink(torch.empty((), dtype=dtype, device=first.device).expand(term.shape))
+
+    @torch.no_grad()
+    def step(self, term: Term, metric: float | Tensor, limit: float | Tensor | None) -> None:
+        """Replace the weights of a block by their proximal map.
+
+        Args:
+            term: at any step; its strength is read at the current one.
+            metric: ``D`` of the block.
+            limit: the optimizer's largest step, or None.
+        """
+        if self.frozen is not None:
+            self._hold(term, metric)
+            return
+        term = term.at(self.steps)
+        kink = self.kink_of(term)
+        evidence = self.evidence_of(term, kink)
+        block, metric = term.gather(term.parameters), bounded(metric, kink, limit)
+        if evidence is None or kink is None:
+            self._write(term, term.penalty.prox(block, metric))
+            return
+        half = term.parameters[0].dtype in HALF
+        wide = widened(block, evidence) if half else at_least_float32(block)
+        shrunk = term.penalty.prox(wide, metric)
+        if self.memory == 0:
+            new, evidence = shrunk, begin(shrunk)
+        else:
+            span = self.memory_of(term, kink, evidence)
+            new, evidence = step_with_evidence(wide, shrunk, kink, evidence, metric, span)
+        if half:
+            new, evidence = narrowed(new, evidence, block.dtype)
+        self._write(term, new)
+        for parameter, part in zip(term.parameters, term.scatter(evidence), strict=True):
+            self.evidence[parameter].copy_(part)
+
+    def evidence_of(self, term: Term, kink: Kink | None) -> Tensor | None:
+        """Return ρ of a block, or None where the plain proximal step is to be taken."""
+        if kink is None or (self.memory == 0 and term.parameters[0].dtype not in HALF):
+            return None
+        for parameter in term.parameters:
+            if parameter not in self.evidence:
+                self.evidence[parameter] = begin(real(parameter))
+        return term.gather([self.evidence[p] for p in term.parameters])
+
+    def memory_of(self, term: Term, kink: Kink, evidence: Tensor) -> float | Tensor:
+        """Return ``N`` for this step, and look at the gradient noise for the next ones now and then."""
+        taken = self.steps + 1
+        if self.memory != "auto":
+            return float(min(self.memory, taken))
+        span = memory_of(self.noise.get(term.name), taken)
+        if self.steps % NOISE_EVERY == 0 and all(p.grad is not None for p in term.parameters):
+            grad = term.gather([_dense(p.grad) for p in term.parameters])  # type: ignore[arg-type]  # not None
+            self.look(term.name, *noise(grad, kink, evidence))
+        return span
+
+    def look(self, name: str, total: Tensor, count: Tensor) -> None:
+        """Take a measurement of the gradient noise into its running average.
+
+        Args:
+            name: of the term.
+            total: the sum of ``(grad/slope)²`` over dead weights.
+            count: their number.
+        """
+        before = self.noise.get(name)
+        if total.device.type == "cpu":
+            if int(count) and bool(total.isfinite()):
+                mean = float(total / count)
+                self.noise[name] = mean if before is None else _average(float(before), mean)
+            return
+        mean_there = torch.where(count > 0, total / count.clamp_min(1), 0.0)  # without stalling the device
+        old = mean_there if before is None else torch.as_tensor(before, device=total.device)
+        seen = (count > 0) & mean_there.isfinite()
+        first = old == 0
+        self.noise[name] = torch.where(
+            seen, torch.where(first, mean_there, _average(old, mean_there)), old.nan_to_num(0.0, 0.0)
+        )
+
+    def _hold(self, term: Term, metric: float | Tensor) -> None:
+        """Keep the frozen zeros and the constraints."""
+        frozen = self.frozen or {}
+        free = term.unshrunk()
+        self._write(free, free.penalty.prox(free.gather(free.parameters), metric))
+        for parameter in term.parameters:
+            if parameter in frozen:
+                parameter.masked_fill_(frozen[parameter].to(parameter.device), 0.0)
+
+    def _write(self, term: Term, block: Tensor) -> None:
+        for parameter, part in zip(term.parameters, term.scatter(block), strict=True):
+            real(parameter).copy_(part)
+
+    def prepare(self) -> None:
+        """Before a step: begin the evidence where it is wanted, and look for what was written from outside.
+
+        Weights that somebody has written to since the last step are alive if they are not zero.
+        """
+        if self._begun is not self.regularizer:
+            self._begun = self.regularizer
+            for term in self.regularizer.current_terms():
+                self.evidence_of(term, self.kink_of(term))
+        for parameter, known in self.evidence.items():
+            if self._versions.get(parameter) != parameter._version:  # None: just begun or restored
+                outside = (real(parameter.detach()) != 0) & ~is_alive(known)
+                known.copy_(torch.where(outside, begin(real(parameter)), known))
+
+    def settle(self) -> None:
+        """After a step: note the state that it leaves the weights in, for ``prepare``."""
+        self._versions = {p: p._version for p in self.evidence}
+
+    # ---- saved and restored --------------------------------------------------------------------------------
+
+    def saved(self, numbers: Mapping[nn.Parameter, int]) -> dict[str, Any]:
+        """Return everything as plain containers and tensors.
+
+        Args:
+            numbers: the number that the optimizer's state dict gives each parameter.
+        """
+        return {
+            "steps": self.steps,
+            "evidence": {numbers[p]: t for p, t in self.evidence.items() if p in numbers},
+            "noise": dict(self.noise),
+            "frozen": None if self.frozen is None else {numbers[p]: m for p, m in self.frozen.items()},
+        }
+
+    def restore(self, saved: Mapping[str, Any], numbered: Mapping[int, nn.Parameter]) -> None:
+        """Take back what ``saved`` returned.
+
+        Args:
+            saved: the same containers.
+            numbered: the parameters under their numbers.
+        """
+        self.steps = self.regularizer.step = int(saved["steps"])
+        self.evidence = {
+            numbered[n]: t.detach().clone().to(numbered[n].device)
+            for n, t in saved.get("evidence", {}).items()
+        }
+        self.noise = dict(saved.get("noise", {}))
+        self._versions, self._begun = {}, None
+        frozen = saved["frozen"]
+        self.frozen = frozen and {numbered[n]: m.to(numbered[n].device) for n, m in frozen.items()}
+
+    def check_frozen(self, saved: Mapping[str, Any] | None, numbers: Sequence[int]) -> None:
+        """Raise ``InputError`` if a saved state has frozen zeros of other parameters.
+
+        Args:
+            saved: what is to be restored, or None.
+            numbers: of the parameters that the regularizer penalises.
+        """
+        frozen = saved and saved["frozen"]
+        if frozen is not None and set(frozen) != set(numbers):
+            msg = (
+                "the loaded state holds frozen zeros of other parameters than the regularizer penalises; "
+                "attach the regularizer that it was saved with"
+            )
+            raise InputError(msg)
+
+
+def check_memory(memory: object) -> MemorySteps:
+    """Return a memory that is ``"auto"`` or a whole number of steps, zero or more.
+
+    Args:
+        memory: what the user gave.
+
+    Raises:
+        InputError: it is neither.
+
+    Example:
+        >>> check_memory(100)
+        100
+    """
+    if isinstance(memory, str) and memory == "auto":
+        return "auto"
+    try:
+        steps = operator.index(memory)  # type: ignore[arg-type]  # what is no whole number raises
+    except TypeError:
+        steps = -1
+    if steps < 0 or isinstance(memory, bool):
+        msg = (
+            "memory must be 'auto' (measured from the gradient noise) or a number of steps, 0 for the plain "
+            f"proximal step; got {memory!r}"
+        )
+        raise InputError(msg)
+    return steps
+
+
+def _average(old: Any, new: Any) -> Any:
+    return _NOISE_MEMORY * old + (1 - _NOISE_MEMORY) * new
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.detach().to_dense() if grad.is_sparse else grad.detach()
