@@ -678,3 +678,15 @@ def test_a_reader_that_goes_away_and_an_output_that_knows_no_boxes() -> None:
         assert running.stdout.readline().isascii()
         running.stdout.close()
         assert running.stderr.read() == b""
+
+
+# ---- bench ------------------------------------------------------------------------------------------
+
+
+def test_bench_step_prints_a_ratio_for_every_way() -> None:
+    result = run("bench", "step", "--quick", "--repeats", "1")
+    assert (result.code, result.err) == (0, "")
+    for way in ("AdamW(fused=True), no penalty", "attach", "ProxAdamW", "ProxSGD", "penalty in the loss"):
+        rows = [line for line in result.out.splitlines() if line.startswith(f"| {way} ")]
+        assert rows, way
+        assert all(float(row.split("|")[-2]) > 0 for row in rows)

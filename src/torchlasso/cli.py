@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 from typer.exceptions import TyperException
 
+from torchlasso.bench.step import main as bench_step
 from torchlasso.checkpoints import read_checkpoint
 from torchlasso.errors import InputError, TorchlassoError
 from torchlasso.files import AnyPath, results_folder, write_files
@@ -43,6 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sparse models with exact zeros, the strength chosen for you.",
 )
+
+bench = typer.Typer(no_args_is_help=True, help="Measure on this machine what the documentation claims.")
+app.add_typer(bench, name="bench")
 
 Target = Annotated[str, typer.Option("--target", help="The column to predict.")]
 Hidden = Annotated[
@@ -146,6 +150,15 @@ def inspect(
     tensors = read_checkpoint(checkpoint)
     rows = (count_zeros(clean(name), _countable(tensor)) for name, tensor in tensors.items())
     typer.echo(str(SparsityTable(tuple(rows))))
+
+
+@bench.command()
+def step(
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: that it runs, no result.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Of every measurement.")] = 25,
+) -> None:
+    """Time optimizer steps with and without a penalty, as Markdown tables of medians and ratios."""
+    bench_step([*(["--quick"] if quick else []), "--repeats", str(repeats)])
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from torchlasso.errors import InputError
@@ -102,10 +103,12 @@ class Handle:
         """Have ``remove`` take off one more hook."""
         self._hooks.append(hook)
 
+    @_disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self.shrinkage.prepare()
         return None if _skipped(optimizer) else self._rule.before(args, kwargs)
 
+    @_disable_dynamo
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Apply the rule to the step just taken."""

@@ -27,18 +27,44 @@ class Detached:
         )
         raise InputError(msg)
 
+    def again(self) -> "Detached":
+        """Return the hook for a copy of the copy."""
+        return self
 
-class _Guard:
-    """Takes the guard off an optimizer again, like the handles of torch's hooks."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+class Guard:
+    """What makes the copies and pickles of one optimizer, each with a hook that refuses to step.
+
+    Args:
+        optimizer: the original, or a copy that was not attached.
+        detached: makes the hook of a copy.
+    """
+
+    def __init__(self, optimizer: Optimizer, detached: Callable[[], Detached]) -> None:
+        self.optimizer, self.detached = optimizer, detached
+
+    def __call__(self, protocol: Any) -> Any:
+        """Return how to rebuild the optimizer, as ``__reduce_ex__`` does."""
+        reduced: Any = type(self.optimizer).__reduce_ex__(self.optimizer, protocol)
+        rebuild, arguments, state, *rest = reduced
+        # torch's __setstate__ takes over every attribute that is in the state.
+        hooks = copy.copy(self.optimizer._optimizer_step_pre_hooks)
+        hooks.clear()
+        hooks[0] = hook = self.detached()
+        again = Guard(self.optimizer, hook.again)  # a copy of the copy refuses too
+        return (
+            rebuild,
+            arguments,
+            {**state, "_optimizer_step_pre_hooks": hooks, "__reduce_ex__": again},
+            *rest,
+        )
 
     def remove(self) -> None:
+        """Let copies be plain again."""
         self.optimizer.__dict__.pop("__reduce_ex__", None)
 
 
-def guard_copies(optimizer: Optimizer, detached: Callable[[], Detached]) -> _Guard:
+def guard_copies(optimizer: Optimizer, detached: Callable[[], Detached]) -> Guard:
     """Make every copy and pickle of an optimizer refuse to step until it is attached again.
 
     Both ask the object itself how to be rebuilt, so an attribute of this one instance is enough.
@@ -50,19 +76,9 @@ def guard_copies(optimizer: Optimizer, detached: Callable[[], Detached]) -> _Gua
     Returns:
         An object whose ``remove`` undoes it.
     """
-    kind = type(optimizer)
-
-    def reduce(protocol: Any) -> Any:
-        parts: tuple[Any, ...] = kind.__reduce_ex__(optimizer, protocol)  # type: ignore[assignment]  # never a name
-        rebuild, arguments, state, *rest = parts
-        # torch's __setstate__ takes over every attribute that is in the state.
-        hooks = copy.copy(optimizer._optimizer_step_pre_hooks)
-        hooks.clear()
-        hooks[0] = detached()
-        return rebuild, arguments, {**state, "_optimizer_step_pre_hooks": hooks}, *rest
-
-    optimizer.__dict__["__reduce_ex__"] = reduce
-    return _Guard(optimizer)
+    guard = Guard(optimizer, detached)
+    optimizer.__dict__["__reduce_ex__"] = guard
+    return guard
 
 
 def take_detached(optimizer: Optimizer) -> Detached | None:
@@ -75,5 +91,6 @@ def take_detached(optimizer: Optimizer) -> Detached | None:
     for key, hook in list(hooks.items()):
         if isinstance(hook, Detached):
             del hooks[key]
+            optimizer.__dict__.pop("__reduce_ex__", None)
             return hook
     return None

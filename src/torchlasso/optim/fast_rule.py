@@ -80,10 +80,14 @@ class FastRule(MetricRule):
         groups = self.optimizer.param_groups
         states = [self.optimizer.state.get(p, {}) for p in rows.parameters]
         rows.table.rows["limit"] = [MARGIN * float(self.groups[p]["lr"]) for p in rows.parameters]
-        for column, key in (("v", "exp_avg_sq"), ("vmax", "max_exp_avg_sq"), ("step", "step")):
-            if rows.table.point(column, [state.get(key) for state in states]):
-                return False
-        shrink_adam(rows.table, groups, noise=rows.looks)
+        amsgrad = [self.groups[p]["amsgrad"] for p in rows.parameters]
+        maxima = [s.get("max_exp_avg_sq") if on else None for s, on in zip(states, amsgrad, strict=True)]
+        refused = rows.table.point("vmax", maxima)
+        for column, key in (("v", "exp_avg_sq"), ("step", "step")):
+            refused += rows.table.point(column, [state.get(key) for state in states])
+        if refused:
+            return False
+        shrink_adam(rows.table, groups[: len(rows.table.settings)], noise=rows.looks)
         return True
 
     def _shrink_in(self, rows: PenaltyRows) -> None:

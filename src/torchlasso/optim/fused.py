@@ -81,6 +81,7 @@ class ProxAdamW(AdamW):
         shrinkage = _shrinkage(self, regularizer, memory)
         self._rule: FusedRule = AdamRule(self, shrinkage, AdamMetric())
         self.handle = Handle(self, shrinkage, self._rule)
+        self.handle.on_remove(self._rule)
 
     @overload
     def step(self, closure: None = ...) -> None: ...
@@ -163,6 +164,7 @@ class ProxSGD(SGD):
         shrinkage = _shrinkage(self, regularizer, memory)
         self._rule: FusedRule = SGDRule(self, shrinkage, SGDMetric())
         self.handle = Handle(self, shrinkage, self._rule)
+        self.handle.on_remove(self._rule)
 
     @overload
     def step(self, closure: None = ...) -> None: ...

@@ -48,12 +48,13 @@ class MetricRule:
         """Note what the step will overwrite."""
         if sum(len(group["params"]) for group in self.optimizer.param_groups) != len(self.groups):
             self.groups = groups_of(self.optimizer)  # add_param_group was called
+        if not isinstance(self.metric, Metric) or type(self.metric).before is Metric.before:
+            return  # most metrics need nothing from before the step
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # it has yet to make the gradients
-        if isinstance(self.metric, Metric):
-            for parameter in self._parameters():
+        for parameter in self._parameters():
+            if parameter.grad is not None or closure is not None:
                 memory = self.memory.setdefault(parameter, {})
-                if parameter.grad is not None or closure is not None:
-                    self.metric.before(self.groups[parameter], self.state(parameter), memory)
+                self.metric.before(self.groups[parameter], self.state(parameter), memory)
 
     @torch.no_grad()
     def after(self) -> None:
@@ -79,13 +80,14 @@ class MetricRule:
         group, state = self.groups[parameter], self.state(parameter)
         if not isinstance(self.metric, Metric):
             return self.metric(parameter, group, state)
-        return self.metric.displacement(group, state, parameter.grad, self.memory[parameter])
+        memory = self.memory.setdefault(parameter, {})
+        return self.metric.displacement(group, state, parameter.grad, memory)
 
     def limit(self, parameter: nn.Parameter) -> float | Tensor | None:
         """Return the largest step that the optimizer could have taken, or None if there is none."""
         if not isinstance(self.metric, Metric) or parameter.grad is None:
             return None
-        return self.metric.limit(self.groups[parameter], self.memory[parameter])
+        return self.metric.limit(self.groups[parameter], self.memory.setdefault(parameter, {}))
 
     def state(self, parameter: nn.Parameter) -> dict[str, Any]:
         """Return the optimizer's state of a parameter; to index it would add an entry to a plain SGD's."""

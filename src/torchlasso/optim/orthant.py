@@ -137,7 +137,7 @@ class OrthantRule:
         evidence = self.shrinkage.evidence_of(term, kink)
         if evidence is None or self.shrinkage.memory == 0:
             return subgradient
-        span = self.shrinkage.memory_of(term, kink, evidence)
+        span = self.shrinkage.memory_of(term, kink, evidence, grad)
         slope = torch.as_tensor(kink.entry_slope, dtype=evidence.dtype, device=evidence.device)
         usable = (slope > 0) & slope.isfinite()
         ratio = torch.where(usable, -grad / torch.where(usable, slope, 1.0), 0.0)
@@ -164,6 +164,7 @@ class OrthantRule:
             # Its curvature pairs belong to the old face: begin anew on this one.
             first = self.optimizer.param_groups[0]["params"][0]
             self.optimizer.state[first]["n_iter"] = 0
+        self.reference, self.gradients = {}, {}  # to keep gradients would keep their memory
 
     @torch.no_grad()
     def _project(self) -> bool:
@@ -236,8 +237,8 @@ def left_half_space(kink: Kink, w: Tensor, reference: Tensor) -> Tensor:
 def _check_dense(term: Term, grads: Iterable[Tensor]) -> None:
     if any(grad.is_sparse for grad in grads):
         msg = (
-            f"the gradient of {term.name} is sparse, and the orthant rule needs one for every weight; use SGD, "
-            "Adagrad or SparseAdam, give attach(..., metric=), or make the gradient dense (sparse=False)"
+            f"the gradient of {term.name} is sparse, and the orthant rule needs one for every weight; use "
+            "SGD, Adagrad or SparseAdam, give attach(..., metric=), or make the gradient dense (sparse=False)"
         )
         raise UnsupportedOptimizerError(msg)
 

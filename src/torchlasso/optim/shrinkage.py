@@ -30,7 +30,12 @@ from torchlasso.terms import Term, real
 MemorySteps = Literal["auto"] | int
 """How many steps of evidence a zero weighs before it moves; 0 is the plain proximal step."""
 
-NOISE_EVERY = 10  # steps between two looks at the gradient noise
+NOISE_EVERY = 11
+"""Steps between two looks at the gradient noise.
+
+A prime, as epochs have round numbers of steps: if they have 15, every tenth never sees the small last batch.
+"""
+
 _NOISE_MEMORY = 0.9  # of its running average, in looks
 HALF = (torch.float16, torch.bfloat16)
 
@@ -61,7 +66,8 @@ class Shrinkage:
         self.evidence: dict[nn.Parameter, Tensor] = {}
         self.noise: dict[str, float | Tensor] = {}
         self.frozen: dict[nn.Parameter, Tensor] | None = None
-        self._versions: dict[nn.Parameter, int] = {}
+        self._watched: list[tuple[nn.Parameter, Tensor]] = []
+        self._versions: list[int] = []
         self._begun: Regularizer | None = None
         regularizer.step = 0
         for term in regularizer.current_terms():
@@ -130,14 +136,29 @@ class Shrinkage:
                 self.evidence[parameter] = begin(real(parameter))
         return term.gather([self.evidence[p] for p in term.parameters])
 
-    def memory_of(self, term: Term, kink: Kink, evidence: Tensor) -> float | Tensor:
-        """Return ``N`` for this step, and look at the gradient noise for the next ones now and then."""
+    @property
+    def looks(self) -> bool:
+        """Whether this step is to measure the gradient noise."""
+        return self.memory == "auto" and self.steps % NOISE_EVERY == 0
+
+    def memory_of(
+        self, term: Term, kink: Kink, evidence: Tensor, grad: Tensor | None = None
+    ) -> float | Tensor:
+        """Return ``N`` for this step, and look at the gradient noise for the next ones now and then.
+
+        Args:
+            term: at the current step.
+            kink: the form of its penalty.
+            evidence: ρ of the block.
+            grad: of the block, where that is not what the parameters hold: a GradScaler may have scaled it.
+        """
         taken = self.steps + 1
         if self.memory != "auto":
             return float(min(self.memory, taken))
         span = memory_of(self.noise.get(term.name), taken)
-        if self.steps % NOISE_EVERY == 0 and all(p.grad is not None for p in term.parameters):
-            grad = term.gather([_dense(p.grad) for p in term.parameters])  # type: ignore[arg-type]  # not None
+        if self.looks and all(p.grad is not None for p in term.parameters):
+            if grad is None:
+                grad = term.gather([_dense(p.grad) for p in term.parameters])  # type: ignore[arg-type]  # not None
             self.look(term.name, *noise(grad, kink, evidence))
         return span
 
@@ -185,14 +206,28 @@ class Shrinkage:
             self._begun = self.regularizer
             for term in self.regularizer.current_terms():
                 self.evidence_of(term, self.kink_of(term))
-        for parameter, known in self.evidence.items():
-            if self._versions.get(parameter) != parameter._version:  # None: just begun or restored
-                outside = (real(parameter.detach()) != 0) & ~is_alive(known)
-                known.copy_(torch.where(outside, begin(real(parameter)), known))
+            self._watched = list(self.evidence.items())
+            self._versions = [-1 for _ in self._watched]  # look at all of them: who knows what was loaded
+        versions = [p._version for p, _ in self._watched]
+        if versions != self._versions:
+            for (parameter, known), now, then in zip(self._watched, versions, self._versions, strict=True):
+                if now != then:
+                    outside = (real(parameter.detach()) != 0) & ~is_alive(known)
+                    known.copy_(torch.where(outside, begin(real(parameter)), known))
+
+    def lay_out(self, parameter: nn.Parameter, evidence: Tensor) -> None:
+        """Take the evidence of a parameter in another type or memory layout.
+
+        Args:
+            parameter: one that has evidence.
+            evidence: the same numbers.
+        """
+        self.evidence[parameter] = evidence
+        self._begun = None
 
     def settle(self) -> None:
         """After a step: note the state that it leaves the weights in, for ``prepare``."""
-        self._versions = {p: p._version for p in self.evidence}
+        self._versions = [p._version for p, _ in self._watched]
 
     # ---- saved and restored --------------------------------------------------------------------------------
 
@@ -222,7 +257,7 @@ class Shrinkage:
             for n, t in saved.get("evidence", {}).items()
         }
         self.noise = dict(saved.get("noise", {}))
-        self._versions, self._begun = {}, None
+        self._begun = None
         frozen = saved["frozen"]
         self.frozen = frozen and {numbered[n]: m.to(numbered[n].device) for n, m in frozen.items()}
 

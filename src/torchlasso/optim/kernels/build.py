@@ -19,7 +19,16 @@ SOURCES = ("steps.c", "stages.h", "pool.h")
 
 # Nothing here may change what a number is: no fast-math, and no fused multiply-add, which some processors
 # have and some have not.
-_FLAGS = ("-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-thread-jumps", "-fPIC", "-shared")
+_FLAGS = (
+    "-std=c11",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fno-thread-jumps",
+    "-fPIC",
+    "-shared",
+)
 
 
 def digest() -> str:

@@ -62,8 +62,8 @@ def sgd_step(
 ) -> None:
     """Take a step of ``torch.optim.SGD`` and its proximal step in the metric ``rows["metric"]``, in place.
 
-    Needs the columns ``w, g``, and ``m`` with momentum; where ``rows["fresh"]`` is 1 the momentum buffer begins
-    as the gradient.
+    Needs the columns ``w, g``, and ``m`` with momentum; where ``rows["fresh"]`` is 1 the momentum buffer
+    begins as the gradient.
 
     Args:
         table: the tensors.
@@ -124,6 +124,4 @@ def shrink(table: Table, *, frozen: bool = False, noise: bool = False) -> None:
 def _walk(kind: int, table: Table, frozen: bool, noise: bool, scale: float) -> None:
     rows, chunks, settings = table.addresses
     threads = torch.get_num_threads() if table.entries >= ALONE else 1
-    walk()(
-        kind, rows, len(table.rows), chunks, len(table.chunks), settings, scale, frozen, noise, threads
-    )
+    walk()(kind, rows, len(table.rows), chunks, len(table.chunks), settings, scale, frozen, noise, threads)

@@ -68,4 +68,4 @@ def _load() -> Walk | str:
         return f"it was built from another version of its source; {_AGAIN}"
     function = library.torchlasso_walk
     function.argtypes, function.restype = _ARGUMENTS, None
-    return function  # type: ignore[no-any-return]  # ctypes has no types
+    return function

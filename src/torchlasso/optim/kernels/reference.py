@@ -102,7 +102,13 @@ def sgd(
 
 
 def settle(
-    w: Tensor, moved: Tensor, metric: float | Tensor, row: Row, rho: Tensor | None = None, *, frozen: bool = False
+    w: Tensor,
+    moved: Tensor,
+    metric: float | Tensor,
+    row: Row,
+    rho: Tensor | None = None,
+    *,
+    frozen: bool = False,
 ) -> None:
     """Take the proximal step, in place.
 

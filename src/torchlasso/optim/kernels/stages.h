@@ -66,12 +66,12 @@ struct FN(tensors) {
     T *w, *m, *v, *vmax;
     const T *g;
     const C *c, *d;
-    C *rho, *x, *a, *q, *squares;
+    C *rho, *x, *a, *q;
 };
 
-/* Where the optimizer moves a weight; a: the metric times the slope; q: 1/(a·memory); and the gradient. */
+/* Where the optimizer moves a weight; a: the metric times the slope; q: 1/(a·memory). */
 struct FN(moved) {
-    C x, a, q, grad;
+    C x, a, q;
 };
 
 /* ---- numbers --------------------------------------------------------------------------------------------- */
@@ -106,8 +106,8 @@ INLINE C FN(rest)(C wide, T stored, C rho) { return (void)wide, (void)stored, rh
 
 INLINE struct FN(moved) FN(adam)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t i, C w,
                                  const int usual) {
-    const C given = LOAD(t.g[i]) * s.scale;
-    const C grad = usual ? given : given + FN(pick)(FN(mask)(s.l2 != 0), s.l2 * w, 0);
+    C grad = LOAD(t.g[i]) * s.scale;
+    if (!usual) grad += FN(pick)(FN(mask)(s.l2 != 0), s.l2 * w, 0);
     C mean = LOAD(t.m[i]), difference = grad - mean;
     mean += s.mean * difference;
     if (!usual) mean = FN(pick)(s.lerp_far, grad - difference * (1 - s.mean), mean);
@@ -122,19 +122,19 @@ INLINE struct FN(moved) FN(adam)(const struct FN(scalars) s, const struct FN(ten
     }
     const C divisor = SQRT(square) * s.root + s.eps, inverse = 1 / divisor;
     return (struct FN(moved)){w * s.decay - s.step_size * mean * inverse, s.to_metric * inverse,
-                              s.to_inverse * divisor, given};
+                              s.to_inverse * divisor};
 }
 
 INLINE struct FN(moved) FN(sgd)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t i, C w,
                                 const int usual) {
-    const C given = LOAD(t.g[i]) * s.scale;
-    const C grad = usual ? given : given + FN(pick)(FN(mask)(s.l2 != 0), s.l2 * w, 0);
+    C grad = LOAD(t.g[i]) * s.scale;
+    if (!usual) grad += FN(pick)(FN(mask)(s.l2 != 0), s.l2 * w, 0);
     const C average = s.momentum * LOAD(t.m[i]) + s.share * grad;
     const C mean = usual ? average : FN(pick)(s.fresh, grad, average);
     t.m[i] = SAVE(mean);
     C along = mean;
     if (!usual) along = FN(pick)(s.momentous, FN(pick)(s.nesterov, grad + s.momentum * mean, mean), grad);
-    return (struct FN(moved)){w - s.lr * along, s.metric, s.inverse, given};
+    return (struct FN(moved)){w - s.lr * along, s.metric, s.inverse};
 }
 
 INLINE struct FN(moved) FN(adam_metric)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t i, C w,
@@ -142,14 +142,14 @@ INLINE struct FN(moved) FN(adam_metric)(const struct FN(scalars) s, const struct
     C square = LOAD(t.v[i]);
     if (!usual) square = FN(pick)(s.extreme, LOAD(t.vmax[i]), square);
     const C divisor = SQRT(square) * s.root + s.eps;
-    return (struct FN(moved)){w, s.to_metric / divisor, s.to_inverse * divisor, LOAD(t.g[i]) * s.scale};
+    return (struct FN(moved)){w, s.to_metric / divisor, s.to_inverse * divisor};
 }
 
 INLINE struct FN(moved) FN(metric)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t i, C w,
                                    const int kind) {
-    const C grad = LOAD(t.g[i]) * s.scale, each = s.unit * t.d[i];
-    if (kind == SHRINK) return (struct FN(moved)){w, s.metric, s.inverse, grad};
-    return (struct FN(moved)){w, each, s.rate / each, grad};
+    const C each = s.unit * t.d[i];
+    if (kind == SHRINK) return (struct FN(moved)){w, s.metric, s.inverse};
+    return (struct FN(moved)){w, each, s.rate / each};
 }
 
 /* ---- the proximal step ----------------------------------------------------------------------------------- */
@@ -206,14 +206,6 @@ INLINE struct FN(moved) FN(moved_by)(const struct FN(scalars) s, const struct FN
                                  : FN(metric)(s, t, i, w, kind);
 }
 
-/* Note the square of a gradient if its weight is dead and penalised, and return whether it is. */
-INLINE int32_t FN(count)(const struct FN(tensors) t, int64_t i, C grad, C rho, const int usual) {
-    U counts = ~FN(alive)(rho);
-    if (!usual) counts &= FN(mask)(t.c[i] > 0) & FN(mask)(t.c[i] < (C)INFINITY);
-    t.squares[i] = FN(pick)(counts, grad * grad, 0);
-    return (int32_t)(counts & 1);
-}
-
 INLINE void FN(put)(const struct FN(tensors) t, int64_t i, C new, C rho) {
     const T saved = SAVE(new + 0);
     t.w[i] = saved;
@@ -221,24 +213,21 @@ INLINE void FN(put)(const struct FN(tensors) t, int64_t i, C new, C rho) {
 }
 
 /* The usual case in one loop: kind and evidence are constants, and so each combination a loop of its own. */
-INLINE int32_t FN(usual)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, const int kind,
-                         const int evidence) {
+INLINE void FN(usual)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, const int kind,
+                      const int evidence) {
     C one = 1;
     HIDE(one); /* clamping between constants would cost three comparisons */
-    int32_t dead = 0;
     INDEPENDENT
     for (int64_t i = 0; i < n; i++) {
         C rho = evidence ? t.rho[i] : 4;
         const struct FN(moved) to = FN(moved_by)(s, t, i, rho, kind, 1);
         if (evidence) {
-            dead += FN(count)(t, i, to.grad, rho, 1);
             const C new = FN(weigh)(s, to, one, &rho, 1);
             FN(put)(t, i, new, rho);
         } else {
             t.w[i] = SAVE(FN(prox)(s, to, 1) + 0);
         }
     }
-    return dead;
 }
 
 /* Any other case, and Adam's with evidence, in two loops: too much would have to wait for each division. */
@@ -251,18 +240,16 @@ INLINE void FN(move)(const struct FN(scalars) s, const struct FN(tensors) t, int
             const C c = t.c[i];
             to.a = FN(pick)(FN(mask)(c > 0), to.a * c, 0);
             to.q = FN(pick)(s.weighted, to.q / c, to.q);
-            to.grad = FN(pick)(s.weighted, to.grad / c, to.grad);
         }
         t.x[i] = to.x;
         t.a[i] = to.a;
         t.q[i] = to.q;
-        t.squares[i] = to.grad;
     }
 }
 
 INLINE C FN(settled)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t i, C one, C *rho,
                      const int mode, const int usual) {
-    const struct FN(moved) to = {t.x[i], t.a[i], t.q[i], 0};
+    const struct FN(moved) to = {t.x[i], t.a[i], t.q[i]};
     if (usual) return FN(weigh)(s, to, one, rho, 1);
     if (mode == FROZEN) {
         const U alive = FN(alive)(*rho), zero = FN(mask)(LOAD(t.w[i]) == 0);
@@ -278,36 +265,37 @@ INLINE C FN(settled)(const struct FN(scalars) s, const struct FN(tensors) t, int
     return new;
 }
 
-INLINE int32_t FN(settle)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, const int mode,
-                          const int usual) {
+INLINE void FN(settle)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, const int mode,
+                       const int usual) {
     C one = 1;
     HIDE(one);
-    int32_t dead = 0;
     INDEPENDENT
     for (int64_t i = 0; i < n; i++) {
         C rho = t.rho[i];
-        if (mode == WEIGHED) dead += FN(count)(t, i, t.squares[i], rho, usual);
         const C new = FN(settled)(s, t, i, one, &rho, mode, usual);
         FN(put)(t, i, new, rho);
     }
-    return dead;
 }
 
-/* Choose the loops, and return the number of dead weights where they were counted. */
-INLINE int32_t FN(block)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, int kind, int mode,
-                         int usual) {
-    if (usual && mode == PLAIN) switch (kind) {
-            case STEP_ADAM: return FN(usual)(s, t, n, STEP_ADAM, 0);
-            case STEP_SGD: return FN(usual)(s, t, n, STEP_SGD, 0);
-            case SHRINK_ADAM: return FN(usual)(s, t, n, SHRINK_ADAM, 0);
-            default: return FN(usual)(s, t, n, SHRINK, 0);
+/* Choose the loops. */
+INLINE void FN(block)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, int kind, int mode,
+                      int usual) {
+    if (usual && mode == PLAIN) {
+        switch (kind) {
+            case STEP_ADAM: FN(usual)(s, t, n, STEP_ADAM, 0); return;
+            case STEP_SGD: FN(usual)(s, t, n, STEP_SGD, 0); return;
+            case SHRINK_ADAM: FN(usual)(s, t, n, SHRINK_ADAM, 0); return;
+            default: FN(usual)(s, t, n, SHRINK, 0); return;
         }
-    if (usual) switch (kind) {
-            case STEP_ADAM: FN(move)(s, t, n, STEP_ADAM, 1); return FN(settle)(s, t, n, WEIGHED, 1);
-            case STEP_SGD: return FN(usual)(s, t, n, STEP_SGD, 1);
-            case SHRINK_ADAM: return FN(usual)(s, t, n, SHRINK_ADAM, 1);
-            default: return FN(usual)(s, t, n, SHRINK, 1);
+    }
+    if (usual) {
+        switch (kind) {
+            case STEP_ADAM: FN(move)(s, t, n, STEP_ADAM, 1); FN(settle)(s, t, n, WEIGHED, 1); return;
+            case STEP_SGD: FN(usual)(s, t, n, STEP_SGD, 1); return;
+            case SHRINK_ADAM: FN(usual)(s, t, n, SHRINK_ADAM, 1); return;
+            default: FN(usual)(s, t, n, SHRINK, 1); return;
         }
+    }
     switch (kind) {
         case STEP_ADAM: FN(move)(s, t, n, STEP_ADAM, 0); break;
         case STEP_SGD: FN(move)(s, t, n, STEP_SGD, 0); break;
@@ -316,18 +304,29 @@ INLINE int32_t FN(block)(const struct FN(scalars) s, const struct FN(tensors) t,
         default: FN(move)(s, t, n, SHRINK_EACH, 0);
     }
     switch (mode) {
-        case WEIGHED: return FN(settle)(s, t, n, WEIGHED, 0);
-        case FROZEN: return FN(settle)(s, t, n, FROZEN, 0);
-        default: return FN(settle)(s, t, n, MARKED, 0);
+        case WEIGHED: FN(settle)(s, t, n, WEIGHED, 0); break;
+        case FROZEN: FN(settle)(s, t, n, FROZEN, 0); break;
+        default: FN(settle)(s, t, n, MARKED, 0);
     }
 }
 
-/* Add up pairwise, in the same order on any processor. */
-INLINE C FN(sum)(C *squares, int64_t n) {
+/* Add up the squares of gradient over slope of the dead weights that are penalised, pairwise: in the same
+ * order on any processor. */
+INLINE void FN(count)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, struct chunk *chunk) {
+    C squares[BLOCK];
+    int32_t dead = 0;
+    INDEPENDENT
+    for (int64_t i = 0; i < n; i++) {
+        const C c = t.c[i], share = LOAD(t.g[i]) * s.scale / (s.unit * c);
+        const U counts = ~FN(alive)(t.rho[i]) & FN(mask)(c > 0) & FN(mask)(c < (C)INFINITY);
+        squares[i] = FN(pick)(counts, share * share, 0);
+        dead += (int32_t)(counts & 1);
+    }
     for (int64_t i = n; i < BLOCK; i++) squares[i] = 0;
     for (int64_t half = BLOCK / 2; half > 0; half /= 2)
         for (int64_t i = 0; i < half; i++) squares[i] += squares[i + half];
-    return squares[0];
+    chunk->noise += squares[0];
+    chunk->dead += dead;
 }
 
 INLINE int FN(is_usual)(const struct FN(scalars) s, int kind, int mode) {
@@ -349,8 +348,8 @@ VECTORS static void FN(chunk)(const struct call *call, const struct row *row, st
     const int mode = call->frozen || still ? FROZEN : evidence ? WEIGHED : row->rho ? MARKED : PLAIN;
     const int usual = FN(is_usual)(s, kind, mode), counted = call->noise && mode == WEIGHED && row->g;
     T zeros[BLOCK], unused[BLOCK];
-    C ones[BLOCK], rho[BLOCK], x[BLOCK], a[BLOCK], q[BLOCK], squares[BLOCK];
-    if (!usual || kind >= SHRINK_ADAM) {
+    C ones[BLOCK], rho[BLOCK], x[BLOCK], a[BLOCK], q[BLOCK];
+    if (!usual || counted) {
         memset(zeros, 0, sizeof zeros);
         memset(unused, 0, sizeof unused);
         for (int i = 0; i < BLOCK; i++) ones[i] = 1;
@@ -368,15 +367,12 @@ VECTORS static void FN(chunk)(const struct call *call, const struct row *row, st
                                       .rho = PART(C, rho, rho),
                                       .x = x,
                                       .a = a,
-                                      .q = q,
-                                      .squares = squares};
+                                      .q = q};
 #undef PART
         if (!usual && !row->rho)
             for (int i = 0; i < BLOCK; i++) rho[i] = 4;
-        const int32_t dead = FN(block)(s, t, n, kind, mode, usual);
-        if (!counted) continue;
-        chunk->noise += FN(sum)(squares, n) / ((double)s.unit * s.unit);
-        chunk->dead += dead;
+        if (counted) FN(count)(s, t, n, chunk);
+        FN(block)(s, t, n, kind, mode, usual);
     }
 }
 

@@ -5,6 +5,8 @@
  * result depends on the number of threads.  The layouts below are mirrored in table.py.
  */
 
+#define _POSIX_C_SOURCE 200809L /* for pool.h */
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

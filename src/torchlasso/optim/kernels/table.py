@@ -1,6 +1,7 @@
 """The table that the C library walks over: one row a tensor, in chunks that its threads share."""
 
 from collections.abc import Sequence
+from functools import partial
 from operator import is_
 
 import numpy as np
@@ -13,6 +14,8 @@ CHUNK = 32_768
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _POINTERS = ("w", "g", "m", "v", "vmax", "c", "rho", "d", "step")
 _WIDE = frozenset({"c", "rho", "d"})  # columns in the type of the arithmetic
+
+_Like = tuple[torch.Size, tuple[int, ...], torch.dtype]  # shape, stride and dtype of a row's weights
 
 # The layouts of steps.c.
 _ROW = np.dtype(
@@ -87,13 +90,13 @@ class Table:
                 last three are in float32, or float64 for weights in float64.
             tensors: one a row, or None.
         """
-        # The address of an empty tensor is 0, but a row without entries may count its steps.
-        pointers = [0 if tensor is None else tensor.data_ptr() or 1 for tensor in tensors]
+        pointers = _addresses(tensors)
         known = self._known.get(column)
         if known and pointers == known[1] and all(map(is_, tensors, known[0])):
             return []
+        refuses = _refuses_gradient if column == "g" else partial(_refuses, column)
         pairs = enumerate(zip(tensors, self._likes, strict=True))
-        refused = [row for row, (t, like) in pairs if t is not None and not _fits(column, t, like)]
+        refused = [row for row, (t, like) in pairs if t is not None and refuses(t, like)]
         for row in refused:
             pointers[row] = 0
         self.rows[column] = pointers
@@ -117,7 +120,7 @@ def usable(w: Tensor, *others: Tensor | None) -> bool:
     if w.layout != torch.strided or w.dtype not in _DTYPES or not _is_dense(w):
         return False
     like = (w.shape, w.stride(), w.dtype)
-    return all(_fits("w", t, like) for t in (w, *others) if t is not None)
+    return not any(_refuses("w", t, like) for t in (w, *others) if t is not None)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -136,19 +139,45 @@ def _chunks(row: int, n: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
     return chunks
 
 
-def _fits(column: str, tensor: Tensor, like: tuple[torch.Size, tuple[int, ...], torch.dtype]) -> bool:
-    """Return whether a tensor is plain memory laid out like the weights."""
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Return where the tensors begin, 0 for None and for what is no plain memory."""
+    try:
+        found = list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]  # None raises
+    except (TypeError, RuntimeError):
+        return [_address(tensor) for tensor in tensors]
+    return found if all(found) else [_address(tensor) for tensor in tensors]
+
+
+def _address(tensor: Tensor | None) -> int:
+    if tensor is None or tensor.layout is not torch.strided:
+        return 0
+    return tensor.data_ptr() or 1  # an empty tensor has no address, but it may count its steps
+
+
+def _refuses_gradient(grad: Tensor, like: _Like) -> bool:
+    """Return whether a gradient is not laid out like its weights.
+
+    torch sees to it that it has their shape and device, so that the usual one is recognised in half the time,
+    which is most of what a step on a small tensor costs.
+    """
+    _, stride, dtype = like
+    usual = type(grad) is Tensor and grad.dtype is dtype and grad.layout is torch.strided
+    return not (usual and grad.stride() == stride and not grad.is_neg()) and _refuses("g", grad, like)
+
+
+def _refuses(column: str, tensor: Tensor, like: _Like) -> bool:
+    """Return whether a tensor is anything but plain memory laid out like the weights."""
     if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.layout != torch.strided:
-        return False
+        return True
     shape, stride, dtype = like
     if column == "step":
-        return tensor.dtype == torch.float32 and tensor.numel() == 1
+        return tensor.dtype != torch.float32 or tensor.numel() != 1
     wanted = wide_dtype(dtype) if column in _WIDE else dtype
     if tensor.dtype != wanted or tensor.shape != shape or tensor.is_neg():
-        return False
+        return True
     # The stride of a dimension of one entry means nothing, and in an empty tensor none does.
-    return tensor.stride() == stride or all(
-        a == b or n == 1 for a, b, n in zip(tensor.stride(), stride, shape, strict=True)
+    return tensor.stride() != stride and any(
+        a != b and n > 1 for a, b, n in zip(tensor.stride(), stride, shape, strict=True)
     )
 
 
