@@ -1,5 +1,5 @@
 # Two commands a newcomer needs: `make demo` and `make test`. Both create .venv on first use,
-# and neither touches the network again until pyproject.toml or constraints.txt change.
+# and neither touches the network again until pyproject.toml, constraints.txt or the C kernels change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,11 +20,14 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/bench_tables.py
+	OMP_WAIT_POLICY=passive $(BIN)/torchlasso bench step
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+KERNELS := hatch_build.py $(wildcard src/torchlasso/optim/kernels/*.[ch])
+
+$(VENV)/installed: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
 	$(PIP) -e .
 	@touch $@
 

@@ -1,17 +1,12 @@
-"""The benchmark tables of docs/benchmarks.md, made by anyone: `make bench`.
+"""One meaning of the strength, as tables of docs/benchmarks.md: `make bench`.
 
-(a) One meaning of the strength: where a fixed strength ends under three optimizers and three ways to use
-it, beside scikit-learn's optimum. (b) What the penalty adds to the time of a training step.
-
-Set OMP_WAIT_POLICY=passive (`make bench` does): with spinning threads and any other load on the machine, the
-many small parallel regions of an optimizer step take far longer than they need.
+Where a fixed strength ends under three optimizers and three ways to use it, beside scikit-learn's optimum.
+What the penalty adds to the time of a step is in bench_step.py, what gradient noise does in bench_noise.py.
 """
 
 import argparse
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -155,62 +150,6 @@ def strength_table(problem: Problem, steps: int) -> str:
     return "\n".join(lines)
 
 
-class Step:
-    """One way to train the timed network, one step a call."""
-
-    def __init__(self, way: str, width: int, batch: int) -> None:
-        torch.manual_seed(0)
-        self.way = way
-        self.model = nn.Sequential(
-            nn.Linear(256, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-        )
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-        self.x, self.y = torch.randn(batch, 256), torch.randint(10, (batch,))
-        self.seconds: list[float] = []
-        if way == "attach":
-            tl.attach(self.optimizer, tl.Regularizer(self.model, tl.L1(1e-6)))
-
-    def __call__(self) -> None:
-        """Take one training step."""
-        self.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(self.x), self.y)
-        if self.way == "L1 loop in the loss":
-            for parameter in self.model.parameters():
-                loss = loss + 1e-6 * parameter.abs().sum()
-        loss.backward()
-        self.optimizer.step()
-
-    def timed(self) -> None:
-        """Take one training step and note how long it took."""
-        start = time.perf_counter()
-        self()
-        self.seconds.append(time.perf_counter() - start)
-
-
-def cost_table(width: int, batch: int, repeats: int) -> str:
-    """Time the ways in turn, again and again, so that a change of the machine's load hits all of them."""
-    steps = [Step(way, width, batch) for way in ("no penalty", "attach", "L1 loop in the loss")]
-    for step in steps:
-        for _ in range(3):
-            step()
-    for _ in range(repeats):
-        for step in steps:
-            step.timed()
-    count = sum(p.numel() for p in steps[0].model.parameters())
-    base = statistics.median(steps[0].seconds)
-    lines = [
-        f"**MLP of {count / 1e6:.2f}M parameters**, batch {batch}, fused AdamW, float32, "
-        f"{torch.get_num_threads()} threads, {repeats} interleaved repeats",
-        "",
-        "| way | median step, ms | ratio |",
-        "|---|---:|---:|",
-    ]
-    for step in steps:
-        median = statistics.median(step.seconds)
-        lines.append(f"| {step.way} | {1e3 * median:.2f} | {median / base:.2f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print the benchmark tables as Markdown.")
     parser.add_argument("--quick", action="store_true", help="few steps: a test that it runs, no result")
@@ -224,9 +163,6 @@ def main() -> None:
     print("\n### One meaning of the strength\n")
     for problem in (diabetes(), breast_cancer()):
         print(strength_table(problem, 50 if quick else 10_000), end="\n\n")
-    print("### The cost of a training step\n")
-    for batch in (32,) if quick else (32, 512):
-        print(cost_table(64 if quick else 880, batch, 3 if quick else 200), end="\n\n")
 
 
 if __name__ == "__main__":

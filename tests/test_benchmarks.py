@@ -40,9 +40,9 @@ def test_the_quick_benchmark_runs(tmp_path: Path) -> None:
     for table in tables(result.stdout):
         for name in ("SGD, momentum 0.9", "Adam"):  # 50 steps tell these apart already
             assert table["attach", name][1] < table["step, then soft", name][1] / 5
-        assert table["attach", "SGD"] == table["step, then soft", "SGD"]
-    for way in ("no penalty", "attach", "L1 loop in the loss"):
-        assert len(re.findall(rf"^\| {way} \| [\d.]+ \| [\d.]+ \|$", result.stdout, re.MULTILINE)) == 1
+        plain, ours = table["step, then soft", "SGD"], table["attach", "SGD"]  # the same but for the evidence
+        assert ours[0] <= plain[0]
+        assert ours[1] < 1.1 * plain[1]
 
 
 def test_the_document_shows_a_whole_run() -> None:

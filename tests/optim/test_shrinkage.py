@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam
 
 import torchlasso as tl
 from torchlasso.errors import InputError
-from torchlasso.optim.shrinkage import check_memory
+from torchlasso.optim.evidence import check_memory
 
 
 def one(*values: float, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Parameter]:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from torchlasso.optim.attach import attach
+from torchlasso.optim.evidence import MemorySteps
 from torchlasso.optim.fused import ProxAdamW, ProxSGD
-from torchlasso.optim.shrinkage import MemorySteps
 from torchlasso.penalties.separable import L1
 from torchlasso.regularizer import Regularizer
 

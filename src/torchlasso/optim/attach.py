@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 
 from torchlasso.errors import InputError
 from torchlasso.optim.copies import Detached, guard_copies, take_detached
+from torchlasso.optim.evidence import MemorySteps
 from torchlasso.optim.fast_rule import FastRule
 from torchlasso.optim.metric_rule import MetricFn, MetricRule, groups_of
 from torchlasso.optim.metrics import metric_of
 from torchlasso.optim.orthant import OrthantRule
-from torchlasso.optim.shrinkage import MemorySteps, Shrinkage
+from torchlasso.optim.shrinkage import Shrinkage
 from torchlasso.regularizer import Regularizer
 
 _KEY = "torchlasso"
@@ -53,6 +54,11 @@ class Handle:
         return self.shrinkage.steps
 
     @property
+    def removed(self) -> bool:
+        """Whether ``remove`` was called."""
+        return not self._hooks
+
+    @property
     def frozen(self) -> bool:
         """Whether the zeros are frozen and the penalty is off."""
         return self.shrinkage.frozen is not None
@@ -67,7 +73,7 @@ class Handle:
 
     def unfreeze_zeros(self) -> None:
         """Let the zeros move again and switch the penalty back on."""
-        self.shrinkage.frozen = None
+        self.shrinkage.unfreeze()
 
     def update(self, regularizer: Regularizer) -> None:
         """Go on with other penalties, as when ``optimizer.add_param_group`` has brought new parameters.
@@ -87,10 +93,7 @@ class Handle:
             raise InputError(msg)
         check_held(self.optimizer, regularizer)
         self._rule.check(regularizer)
-        self.shrinkage.regularizer = regularizer
-        penalised = {p for term in regularizer.terms for p in term.parameters}
-        self.shrinkage.evidence = {p: t for p, t in self.shrinkage.evidence.items() if p in penalised}
-        regularizer.step = self.steps
+        self.shrinkage.take(regularizer)
 
     def remove(self) -> None:
         """Take the hooks off; the optimizer is as it was before ``attach``."""
@@ -187,7 +190,8 @@ def attach(
     With lr = 0 nothing moves; a parameter without a gradient is not shrunk, and a step that a ``GradScaler``
     skips shrinks nothing.  The handle's state (step, evidence, frozen zeros) travels in
     ``optimizer.state_dict()``; to resume, attach first and load afterwards.  A copy or pickle of the
-    optimizer refuses to step until ``attach`` is called on it.
+    optimizer refuses to step until ``attach`` is called on it.  Weights may be written to between steps
+    (``load_state_dict``, ``copy_`` under ``no_grad``), but not in place through ``.data``: nobody sees that.
 
     Costs one number a weight (float32, or float64 for float64 weights); none with ``memory=0``, except for
     half-precision weights, where it holds what rounding would lose.
@@ -232,6 +236,10 @@ def attach(
     check_kinds(optimizer, regularizer)
     if optimizer in _attached:
         msg = "this optimizer is attached already; call remove() on its handle first"
+        raise InputError(msg)
+    if isinstance(getattr(optimizer, "handle", None), Handle):
+        name = type(optimizer).__name__
+        msg = f"{name} has its own penalty; attach to torch's optimizer, or use {name}'s handle.update"
         raise InputError(msg)
     check_held(optimizer, regularizer)
     shrinkage = Shrinkage(regularizer, memory)

@@ -229,6 +229,8 @@ def _check_regularizer(regularizer: object, held: set[nn.Parameter]) -> None:
             "parameters, or leave them out of the regularizer"
         )
         raise InputError(msg)
+    for term in regularizer.current_terms():
+        _ = term.penalty.current_strength  # a fraction that was not resolved raises here
     changing = [term.name for term in regularizer.terms if callable(term.penalty.strength)]
     if changing:
         msg = (

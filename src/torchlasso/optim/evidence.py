@@ -16,9 +16,13 @@ References:
     The test for a drift: Page, "Continuous inspection schemes", Biometrika 41 (1954).
 """
 
+import operator
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from torchlasso.errors import InputError
 from torchlasso.prox import Kink, at_least_float32
 
 ALIVE = 4.0
@@ -29,6 +33,10 @@ MARGIN = 2.0
 
 LEAST, FACTOR = 20.0, 16.0
 """The automatic memory is ``FACTOR`` times the square of noise over strength, and ``LEAST`` steps or more."""
+
+
+MemorySteps = Literal["auto"] | int
+"""How many steps of evidence a zero weighs before it moves; 0 is the plain proximal step."""
 
 
 def begin(w: Tensor) -> Tensor:
@@ -99,7 +107,7 @@ def step_with_evidence(
     alive = is_alive(evidence)
     slope = torch.as_tensor(kink.entry_slope, dtype=moved.dtype, device=moved.device)
     unit = torch.as_tensor(metric, dtype=moved.dtype, device=moved.device) * slope  # a step's threshold
-    usable = (unit > 0) & unit.isfinite()
+    usable = (unit != 0) & ~unit.isinf()  # NaN is, so that it shows
     # In units of the threshold: an alive weight, or the averaged gradient at a dead one over the strength.
     ratio = torch.where(usable, moved / torch.where(usable, unit, 1.0), 0.0)
     died, start = _deaths(shrunk, kink, evidence, ratio, memory)
@@ -162,8 +170,37 @@ def memory_of(noise_over_strength: float | Tensor | None, steps: int) -> float |
     if noise_over_strength is None:
         return float(steps)
     if isinstance(noise_over_strength, Tensor):
-        return (FACTOR * noise_over_strength).clamp(LEAST, None).clamp_max(steps)
+        measured = (FACTOR * noise_over_strength).clamp(LEAST, None).clamp_max(steps)
+        return torch.where(noise_over_strength > 0, measured, float(steps))  # 0 there: none was seen
     return min(max(LEAST, FACTOR * noise_over_strength), float(steps))
+
+
+def check_memory(memory: object) -> MemorySteps:
+    """Return a memory that is ``"auto"`` or a whole number of steps, zero or more.
+
+    Args:
+        memory: what the user gave.
+
+    Raises:
+        InputError: it is neither.
+
+    Example:
+        >>> check_memory(100)
+        100
+    """
+    if isinstance(memory, str) and memory == "auto":
+        return "auto"
+    try:
+        steps = operator.index(memory)  # type: ignore[arg-type]  # what is no whole number raises
+    except TypeError:
+        steps = -1
+    if steps < 0 or isinstance(memory, bool):
+        msg = (
+            "memory must be 'auto' (measured from the gradient noise) or a number of steps, 0 for the plain "
+            f"proximal step; got {memory!r}"
+        )
+        raise InputError(msg)
+    return steps
 
 
 def widened(w: Tensor, evidence: Tensor) -> Tensor:

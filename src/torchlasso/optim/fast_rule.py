@@ -87,7 +87,7 @@ class FastRule(MetricRule):
             refused += rows.table.point(column, [state.get(key) for state in states])
         if refused:
             return False
-        shrink_adam(rows.table, groups[: len(rows.table.settings)], noise=rows.looks)
+        shrink_adam(rows.table, groups, noise=rows.looks)
         return True
 
     def _shrink_in(self, rows: PenaltyRows) -> None:

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 
 from torchlasso.optim.attach import Handle, check_held, check_kinds
+from torchlasso.optim.evidence import MemorySteps
 from torchlasso.optim.fused_rule import AdamRule, FusedRule, SGDRule
 from torchlasso.optim.metric_adam import AdamMetric
 from torchlasso.optim.metric_linear import SGDMetric
-from torchlasso.optim.shrinkage import MemorySteps, Shrinkage
+from torchlasso.optim.shrinkage import Shrinkage
 from torchlasso.regularizer import Regularizer
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -107,6 +108,8 @@ class ProxAdamW(AdamW):
         if riding is not None:
             self._ride(*riding[:2])
             self.handle.restore(riding[2])
+            if riding[3]:
+                self.handle.remove()
 
 
 @final
@@ -190,6 +193,8 @@ class ProxSGD(SGD):
         if riding is not None:
             self._ride(*riding[:2])
             self.handle.restore(riding[2])
+            if riding[3]:
+                self.handle.remove()
 
 
 def _shrinkage(optimizer: AdamW | SGD, regularizer: Regularizer, memory: MemorySteps) -> Shrinkage:
@@ -209,7 +214,7 @@ def _step(rule: FusedRule, closure: Callable[[], float] | None) -> float | None:
 
 def _packed(state: dict[str, Any], handle: Handle) -> dict[str, Any]:
     """Return an optimizer's state for copies and pickles, with what its penalty needs."""
-    riding = (handle.regularizer, handle.shrinkage.memory, handle.saved())
+    riding = (handle.regularizer, handle.shrinkage.memory, handle.saved(), handle.removed)
     return {**state, "_riding": riding}
 
 

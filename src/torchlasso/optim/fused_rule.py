@@ -17,8 +17,8 @@ from torchlasso.optim.kernels import gpu
 from torchlasso.optim.kernels.cpu import adam_step, sgd_step
 from torchlasso.optim.kernels.library import available
 from torchlasso.optim.kernels.table import usable
-from torchlasso.optim.metric import Metric
-from torchlasso.optim.metric_rule import MetricRule
+from torchlasso.optim.metric import Memory, Metric
+from torchlasso.optim.metric_rule import MetricRule, groups_of
 from torchlasso.optim.rows import PenaltyRows
 from torchlasso.optim.shrinkage import Shrinkage
 from torchlasso.terms import Term
@@ -71,17 +71,18 @@ class FusedRule(MetricRule):
         self.shrink(self.shrinkage.regularizer.terms if self.shrinkage.frozen is not None else self._unheld)
 
     def _stale(self) -> bool:
-        key = (self.shrinkage.regularizer, self.shrinkage.frozen is None, len(self.groups))
+        count = sum(len(group["params"]) for group in self.optimizer.param_groups)
+        key = (self.shrinkage.regularizer, self.shrinkage.frozen is None, count)
         if key != self._built_for or any(p.grad is not None for p in self._waiting):
             return True
         # A model may change its type or memory format at any time.
         rows = self._rows
-        if rows is not None and rows.table.point("w", [p.detach() for p in rows.parameters]):
+        if rows is not None and rows.table.point("w", rows.parameters):
             return True
         return not all(self.point_there(rows) for rows in self._there)
 
     def _build(self) -> None:
-        frozen = self.shrinkage.frozen is not None
+        frozen, self.groups = self.shrinkage.frozen is not None, groups_of(self.optimizer)
         self._built_for = (self.shrinkage.regularizer, not frozen, len(self.groups))
         numbered = [(p, n) for n, g in enumerate(self.optimizer.param_groups) for p in g["params"]]
         able = [(p, n) for p, n in numbered if not p.is_complex() and _takes(p.detach())]
@@ -192,7 +193,7 @@ class AdamRule(FusedRule):
         groups = self.optimizer.param_groups
         rates = np.array([MARGIN * float(group["lr"]) for group in groups])
         rows.table.rows["limit"] = rates[rows.table.rows["group"]]
-        adam_step(rows.table, groups[: len(rows.table.settings)], decoupled=True, noise=rows.looks)
+        adam_step(rows.table, groups, decoupled=True, noise=rows.looks)
 
     def point_there(self, rows: DeviceRows) -> bool:
         """Point at the moments and the counters."""
@@ -258,9 +259,23 @@ class SGDRule(FusedRule):
     def step_rows(self, rows: PenaltyRows, moved: Any) -> None:
         """Take the step."""
         table, groups = rows.table, self.optimizer.param_groups
-        moves = zip(rows.parameters, rows.terms, moved, strict=True)
-        table.rows["metric"] = [self.displacement(p) if term and there else 0.0 for p, term, there in moves]
-        sgd_step(table, groups[: len(table.settings)], noise=rows.looks)
+        table.rows["metric"] = self._metrics(rows, moved)
+        sgd_step(table, groups, noise=rows.looks)
+
+    def _metrics(self, rows: PenaltyRows, moved: Any) -> list[float]:
+        """Return the metric of every row; it is the same for all of a group that remember the same."""
+        known: dict[Any, tuple[float, Memory]] = {}
+        metrics = [0.0] * len(rows.parameters)
+        for row in np.flatnonzero(moved & rows.penalised):
+            parameter = rows.parameters[row]
+            memory = self.memory.setdefault(parameter, {})
+            key = (int(rows.table.rows["group"][row]), *memory.values())
+            if key not in known:
+                displacement = self.displacement(parameter)
+                known[key] = (0.0 if displacement is None else float(displacement), dict(memory))
+            metrics[row], after = known[key]
+            memory.update(after)
+        return metrics
 
     def point_there(self, rows: DeviceRows) -> bool:
         """Point at the momentum buffers."""

@@ -78,10 +78,6 @@ class Metric(ABC):
             A number (0-d tensor where ``lr`` is one on an accelerator), or None where there is no bound.
         """
 
-    @abstractmethod
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return the ``β`` of the exponential average of gradients that a step follows, 0 without."""
-
     def resume(self, group: dict[str, Any], state: dict[str, Any]) -> Memory:
         """Return the memory for a parameter whose optimizer state began before the metric watched it.
 

@@ -36,10 +36,6 @@ class AdamMetric(Metric):
         """Return ``lr``."""
         return scalar(group["lr"])
 
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return ``β₁``."""
-        return float(group["betas"][0])
-
 
 @final
 class NAdamMetric(Metric):
@@ -74,10 +70,6 @@ class NAdamMetric(Metric):
         """
         return 1.5 * scalar(group["lr"])
 
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return ``β₁``."""
-        return float(group["betas"][0])
-
 
 @final
 class RAdamMetric(Metric):
@@ -111,10 +103,6 @@ class RAdamMetric(Metric):
             return None
         return scalar(group["lr"])
 
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return ``β₁``."""
-        return float(group["betas"][0])
-
     def resume(self, group: dict[str, Any], state: dict[str, Any]) -> Memory:
         """Return the number of steps taken, from which the limit knows whether they are rectified."""
         return {"steps": float(state["step"])}
@@ -137,10 +125,6 @@ class AdamaxMetric(Metric):
     def limit(self, group: dict[str, Any], memory: Memory) -> float | Tensor | None:
         """Return ``lr``."""
         return scalar(group["lr"])
-
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return ``β₁``."""
-        return float(group["betas"][0])
 
 
 @final
@@ -169,10 +153,6 @@ class SparseAdamMetric(Metric):
     def limit(self, group: dict[str, Any], memory: Memory) -> float | Tensor | None:
         """Return ``lr``, for rows whose averages have settled."""
         return scalar(group["lr"])
-
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return ``β₁``."""
-        return float(group["betas"][0])
 
 
 def _rectifier(step: float | Tensor, beta2: float | Tensor) -> float | Tensor:

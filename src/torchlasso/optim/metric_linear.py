@@ -32,10 +32,6 @@ class SGDMetric(Metric):
         """Return None: the displacement grows with the gradient."""
         return None
 
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return the momentum."""
-        return float(group["momentum"])
-
     def resume(self, group: dict[str, Any], state: dict[str, Any]) -> Memory:
         """Return the steady state of the recurrence if there is a momentum buffer already."""
         momentum = float(group["momentum"])
@@ -66,7 +62,3 @@ class ASGDMetric(Metric):
     def limit(self, group: dict[str, Any], memory: Memory) -> float | Tensor | None:
         """Return None: the displacement grows with the gradient."""
         return None
-
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return 0: each step follows one gradient."""
-        return 0.0

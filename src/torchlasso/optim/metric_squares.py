@@ -44,10 +44,6 @@ class RMSpropMetric(Metric):
             return None
         return scalar(group["lr"]) * memory["reach"]
 
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return the momentum."""
-        return float(group["momentum"])
-
     def resume(self, group: dict[str, Any], state: dict[str, Any]) -> Memory:
         """Return ``c_t`` and ``b_t`` for the steps taken, as if ``c_t`` had been what it is all along."""
         steps, momentum = float(state["step"]), float(group["momentum"])
@@ -81,10 +77,6 @@ class AdagradMetric(Metric):
         """
         return scalar(group["lr"])
 
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return 0: each step follows one gradient."""
-        return 0.0
-
 
 @final
 class AdadeltaMetric(Metric):
@@ -109,7 +101,3 @@ class AdadeltaMetric(Metric):
     def limit(self, group: dict[str, Any], memory: Memory) -> float | Tensor | None:
         """Return None: the displacement grows with the gradient."""
         return None
-
-    def smoothing(self, group: dict[str, Any]) -> float:
-        """Return 0: each step follows one gradient."""
-        return 0.0

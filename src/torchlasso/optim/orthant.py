@@ -95,7 +95,11 @@ class OrthantRule:
         return evaluate
 
     def _terms(self) -> Iterable[Term]:
-        return (term for term in self.shrinkage.regularizer.terms if term.parameters[0].grad is not None)
+        return (
+            term
+            for term in self.shrinkage.regularizer.terms
+            if any(p.grad is not None for p in term.parameters)
+        )
 
     def _replace_gradients(self) -> None:
         for term in self._terms():

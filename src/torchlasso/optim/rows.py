@@ -29,6 +29,7 @@ class PenaltyRows:
     Attributes:
         table: the table.
         terms: the term of each row, or None.
+        penalised: where a row has a term.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class PenaltyRows:
         pairs = zip(parameters, units, strict=True)
         self._c = [laid_out(p, k.slope) if k and isinstance(k.slope, Tensor) else None for p, k in pairs]
         self.table.point("c", self._c)
-        self._penalised = np.array([t is not None for t in self.terms])
+        self.penalised = np.array([t is not None for t in self.terms])
         self._changing = any(t is not None and callable(t.penalty.strength) for t in self.terms)
         self._filled = False
         self._noise: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
@@ -70,7 +71,7 @@ class PenaltyRows:
             rows["slope"] = self._unit * strengths
             rows["ridge"] = self._ridge * strengths
             self._filled = True
-        rows["memory"] = np.where(self._penalised, self._memory(), 0.0)
+        rows["memory"] = np.where(self.penalised, self._memory(), 0.0)
         evidence = self._evidence()
         refused = self.table.point("rho", evidence)
         for row in refused:  # it began with weights of another type or layout, or was saved with them
@@ -102,13 +103,13 @@ class PenaltyRows:
     @property
     def looks(self) -> bool:
         """Whether this step is to measure the gradient noise."""
-        return self.shrinkage.looks and bool(self._penalised.any())
+        return self.shrinkage.looks and bool(self.penalised.any())
 
     def look(self) -> None:
         """Take the noise that the step measured into its running average."""
         self._noise = None
         rows = self.table.rows
-        for row in np.flatnonzero(self._penalised & (rows["dead"] > 0)):
+        for row in np.flatnonzero(self.penalised & (rows["dead"] > 0)):
             term = self.terms[row]
             if term is not None:
                 self.shrinkage.look(

@@ -5,17 +5,18 @@ It holds the step count, the evidence of the dead weights, the measured gradient
 and says how all of it is saved and restored.
 """
 
-import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchlasso.errors import InputError
 from torchlasso.optim.evidence import (
+    MemorySteps,
     begin,
     bounded,
+    check_memory,
     is_alive,
     memory_of,
     narrowed,
@@ -26,9 +27,6 @@ from torchlasso.optim.evidence import (
 from torchlasso.prox import Kink, at_least_float32
 from torchlasso.regularizer import Regularizer
 from torchlasso.terms import Term, real
-
-MemorySteps = Literal["auto"] | int
-"""How many steps of evidence a zero weighs before it moves; 0 is the plain proximal step."""
 
 NOISE_EVERY = 11
 """Steps between two looks at the gradient noise.
@@ -60,27 +58,46 @@ class Shrinkage:
     """
 
     def __init__(self, regularizer: Regularizer, memory: MemorySteps) -> None:
-        self.regularizer = regularizer
         self.memory = check_memory(memory)
         self.steps = 0
         self.evidence: dict[nn.Parameter, Tensor] = {}
         self.noise: dict[str, float | Tensor] = {}
         self.frozen: dict[nn.Parameter, Tensor] | None = None
         self._watched: list[tuple[nn.Parameter, Tensor]] = []
-        self._versions: list[int] = []
+        self._versions: list[tuple[int, int]] = []
         self._begun: Regularizer | None = None
-        regularizer.step = 0
-        for term in regularizer.current_terms():
-            _ = term.penalty.current_strength  # a fraction that was not resolved raises here
+        self._levels: dict[str, float] = {}
+        self.take(regularizer)
 
     def advance(self) -> None:
         """Count a step."""
         self.steps += 1
         self.regularizer.step = self.steps
 
+    def take(self, regularizer: Regularizer) -> None:
+        """Go on with another regularizer; the evidence of parameters that both penalise stays.
+
+        Args:
+            regularizer: what is penalised from now on.
+
+        Raises:
+            InputError: a strength is a fraction that was not resolved.
+        """
+        regularizer.step = self.steps
+        for term in regularizer.current_terms():
+            _ = term.penalty.current_strength  # a fraction raises here
+        penalised = {p for term in regularizer.terms for p in term.parameters}
+        self.regularizer, self.noise, self._levels = regularizer, {}, {}
+        self.evidence = {p: t for p, t in self.evidence.items() if p in penalised}
+        self._scheduled = [term for term in regularizer.terms if callable(term.penalty.strength)]
+
     def freeze(self) -> None:
         """Hold every penalised weight that is now zero at zero, without a penalty."""
         self.frozen = {p: p.detach() == 0 for term in self.regularizer.terms for p in term.parameters}
+
+    def unfreeze(self) -> None:
+        """Let the zeros move again; what was trained meanwhile is alive where it is."""
+        self.frozen = self._begun = None
 
     # ---- one step of one term ------------------------------------------------------------------------------
 
@@ -200,20 +217,35 @@ class Shrinkage:
     def prepare(self) -> None:
         """Before a step: begin the evidence where it is wanted, and look for what was written from outside.
 
-        Weights that somebody has written to since the last step are alive if they are not zero.
+        Weights that somebody has written to since the last step, and that are not zero, are alive on the side
+        where they now are.  What is written through ``.data`` in place cannot be seen.
         """
+        self._follow_strengths()
         if self._begun is not self.regularizer:
             self._begun = self.regularizer
             for term in self.regularizer.current_terms():
                 self.evidence_of(term, self.kink_of(term))
             self._watched = list(self.evidence.items())
-            self._versions = [-1 for _ in self._watched]  # look at all of them: who knows what was loaded
-        versions = [p._version for p, _ in self._watched]
+            self._versions = []  # look at all of them: who knows what was loaded
+        versions = self._written()
         if versions != self._versions:
-            for (parameter, known), now, then in zip(self._watched, versions, self._versions, strict=True):
+            before = self._versions or [(-1, -1)] * len(versions)
+            for (parameter, known), now, then in zip(self._watched, versions, before, strict=True):
                 if now != then:
-                    outside = (real(parameter.detach()) != 0) & ~is_alive(known)
-                    known.copy_(torch.where(outside, begin(real(parameter)), known))
+                    _look_at(parameter, known)
+
+    def _follow_strengths(self) -> None:
+        """Bring the noise, which is in units of the strength, in line with strengths that have changed."""
+        for term in self._scheduled:
+            now = term.at(self.steps).penalty.current_strength
+            before = self._levels.get(term.name, now)
+            if now > 0:
+                self._levels[term.name] = now
+                if now != before and term.name in self.noise:
+                    self.noise = {**self.noise, term.name: self.noise[term.name] * (before / now) ** 2}
+
+    def _written(self) -> list[tuple[int, int]]:
+        return [(p._version, p.data_ptr()) for p, _ in self._watched]
 
     def lay_out(self, parameter: nn.Parameter, evidence: Tensor) -> None:
         """Take the evidence of a parameter in another type or memory layout.
@@ -227,7 +259,7 @@ class Shrinkage:
 
     def settle(self) -> None:
         """After a step: note the state that it leaves the weights in, for ``prepare``."""
-        self._versions = [p._version for p, _ in self._watched]
+        self._versions = self._written()
 
     # ---- saved and restored --------------------------------------------------------------------------------
 
@@ -277,37 +309,22 @@ class Shrinkage:
             raise InputError(msg)
 
 
-def check_memory(memory: object) -> MemorySteps:
-    """Return a memory that is ``"auto"`` or a whole number of steps, zero or more.
-
-    Args:
-        memory: what the user gave.
-
-    Raises:
-        InputError: it is neither.
-
-    Example:
-        >>> check_memory(100)
-        100
-    """
-    if isinstance(memory, str) and memory == "auto":
-        return "auto"
-    try:
-        steps = operator.index(memory)  # type: ignore[arg-type]  # what is no whole number raises
-    except TypeError:
-        steps = -1
-    if steps < 0 or isinstance(memory, bool):
-        msg = (
-            "memory must be 'auto' (measured from the gradient noise) or a number of steps, 0 for the plain "
-            f"proximal step; got {memory!r}"
-        )
-        raise InputError(msg)
-    return steps
-
-
 def _average(old: Any, new: Any) -> Any:
     return _NOISE_MEMORY * old + (1 - _NOISE_MEMORY) * new
 
 
 def _dense(grad: Tensor) -> Tensor:
     return grad.detach().to_dense() if grad.is_sparse else grad.detach()
+
+
+def _look_at(parameter: nn.Parameter, known: Tensor) -> None:
+    """Bring the evidence of a parameter in line with weights that were written from outside.
+
+    A zero that counts as alive has no side yet: it has the one to which its gradient pulls.
+    """
+    w = real(parameter.detach())
+    grad = None if parameter.grad is None or parameter.grad.layout != torch.strided else real(parameter.grad)
+    sided = w if grad is None else torch.where(w == 0, -grad, w)
+    right = is_alive(known) & (torch.signbit(known) == torch.signbit(sided))
+    stale = ((w != 0) | is_alive(known)) & ~right
+    known.copy_(torch.where(stale, begin(sided), known))

@@ -212,6 +212,27 @@ def test_rows_without_a_gradient_stay_as_they_are() -> None:
 
 
 @needs_library
+def test_rows_that_lack_their_state_stay_as_they_are() -> None:
+    w, grad = torch.ones(3), torch.ones(3)
+    table = Table([w], [0])
+    table.point("g", [grad])
+    group = torch.optim.SGD([torch.ones(3)], lr=0.1, momentum=0.9).param_groups[0]
+    sgd_step(table, [group])
+    adam_step(table, torch.optim.AdamW([torch.ones(3)]).param_groups, decoupled=True)
+    assert w.tolist() == [1.0, 1.0, 1.0]
+
+
+@needs_library
+def test_groups_without_rows_are_passed_over() -> None:
+    w, grad = torch.ones(2), torch.ones(2)
+    table = Table([w], [1])
+    table.point("g", [grad])
+    groups = [{"params": [torch.ones(1)], "lr": lr} for lr in (1.0, 0.25, 2.0)]
+    sgd_step(table, torch.optim.SGD(groups).param_groups)
+    assert w.tolist() == [0.75, 0.75]
+
+
+@needs_library
 def test_tiny_steps_of_half_precision_add_up() -> None:
     """The weight 1 in bfloat16 moves by steps of 1e-5, of which torch's own would lose every one."""
     parameter = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))

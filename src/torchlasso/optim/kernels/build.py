@@ -46,16 +46,16 @@ def build() -> str:
     compiler = _compiler()
     if not compiler:
         return "no C compiler (cc, gcc or clang) was found"
-    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-        made = Path(folder) / LIBRARY.name
-        source = f'-DTORCHLASSO_SOURCE="{digest()}"'
-        command = [*compiler, *_FLAGS, "-pthread", source, "steps.c", "-o", str(made), "-lm"]
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            made = Path(folder) / LIBRARY.name
+            source = f'-DTORCHLASSO_SOURCE="{digest()}"'
+            command = [*compiler, *_FLAGS, "-pthread", source, "steps.c", "-o", str(made), "-lm"]
             subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, text=True, timeout=600)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            return f"{compiler[0]} failed: {said[0] if said else 'no message'}"
-        os.replace(made, LIBRARY)  # a running process keeps the file that it has loaded
+            os.replace(made, LIBRARY)  # a running process keeps the file that it has loaded
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return f"{compiler[0]} failed: {said[0] if said else 'no message'}"
     return ""
 
 

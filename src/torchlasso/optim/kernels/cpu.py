@@ -4,7 +4,8 @@ What the arithmetic is can be read in ``reference.py``, and what evidence is in 
 function a row without a gradient (in the shrinking ones: without weights) is left alone, its counter too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def adam_step(
             the step, and ``rows["dead"]`` with their number.
         scale: multiplies the gradients.
     """
-    for row, group in enumerate(param_groups[: len(table.settings)]):  # the last ones may have no row
+    for row, group in _used(table, param_groups):
         beta1, beta2 = group["betas"]
         table.settings[row] = (
             *(float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"]),
@@ -72,7 +73,7 @@ def sgd_step(
         noise: as in ``adam_step``.
         scale: multiplies the gradients.
     """
-    for row, group in enumerate(param_groups[: len(table.settings)]):  # the last ones may have no row
+    for row, group in _used(table, param_groups):
         table.settings[row] = (
             *(
                 float(group["lr"]),
@@ -102,7 +103,7 @@ def shrink_adam(
             were zero before the step cannot be seen after it.
         noise: as in ``adam_step``; needs the column ``g``.
     """
-    for row, group in enumerate(param_groups[: len(table.settings)]):  # the last ones may have no row
+    for row, group in _used(table, param_groups):
         beta1, beta2 = group["betas"]
         table.settings[row] = (float(group["lr"]), float(beta1), float(beta2), group["eps"], *[0] * 6)
     _walk(_SHRINK_ADAM, table, frozen, noise, 1.0)
@@ -119,6 +120,11 @@ def shrink(table: Table, *, frozen: bool = False, noise: bool = False) -> None:
         noise: as in ``shrink_adam``.
     """
     _walk(_SHRINK, table, frozen, noise, 1.0)
+
+
+def _used(table: Table, param_groups: ParamGroups) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Return the numbered groups that the rows of the table may belong to."""
+    return enumerate(islice(param_groups, len(table.settings)))
 
 
 def _walk(kind: int, table: Table, frozen: bool, noise: bool, scale: float) -> None:

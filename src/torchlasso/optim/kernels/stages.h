@@ -2,8 +2,8 @@
  *
  * T is the type in memory, C the one of the arithmetic and U the integer of its size.  ULP exists for types of
  * two bytes: there the rho of an alive weight also holds what rounding has left, in units in the last place.
- * One loop does all that happens to an entry, because the divisions of Adam leave the processor time for the
- * rest.  Comparisons are written so that NaN comes out as NaN, and no weight is saved as -0.0.
+ * Where it pays, one loop does all that happens to an entry: the divisions of Adam leave the processor time
+ * for the rest.  Comparisons are written so that NaN comes out as NaN, and no weight is saved as -0.0.
  */
 
 /* The scalars of a row in the type of the arithmetic. */
@@ -347,10 +347,9 @@ VECTORS static void FN(chunk)(const struct call *call, const struct row *row, st
     const int still = kind != SHRINK_EACH && row->slope > 0 && metric == 0;
     const int mode = call->frozen || still ? FROZEN : evidence ? WEIGHED : row->rho ? MARKED : PLAIN;
     const int usual = FN(is_usual)(s, kind, mode), counted = call->noise && mode == WEIGHED && row->g;
-    T zeros[BLOCK], unused[BLOCK];
+    T unused[BLOCK];
     C ones[BLOCK], rho[BLOCK], x[BLOCK], a[BLOCK], q[BLOCK];
     if (!usual || counted) {
-        memset(zeros, 0, sizeof zeros);
         memset(unused, 0, sizeof unused);
         for (int i = 0; i < BLOCK; i++) ones[i] = 1;
     }
@@ -361,7 +360,7 @@ VECTORS static void FN(chunk)(const struct call *call, const struct row *row, st
                                       .m = PART(T, m, unused),
                                       .v = PART(T, v, unused),
                                       .vmax = PART(T, vmax, unused),
-                                      .g = PART(const T, g, zeros),
+                                      .g = PART(const T, g, unused),
                                       .c = PART(const C, c, ones),
                                       .d = PART(const C, d, ones),
                                       .rho = PART(C, rho, rho),

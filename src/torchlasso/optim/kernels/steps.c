@@ -189,8 +189,14 @@ static inline float ulp_float16(float x) {
 
 /* ---- the walk over the table ----------------------------------------------------------------------------- */
 
+/* A row that lacks what its step needs is left alone. */
 static int moves(const struct call *call, const struct row *row) {
-    return call->kind <= STEP_SGD ? row->g != NULL : row->w != NULL;
+    switch (call->kind) {
+        case STEP_ADAM: return row->w && row->g && row->m && row->v && row->step;
+        case STEP_SGD: return row->w && row->g && (row->m || call->settings[row->group].momentum == 0);
+        case SHRINK_ADAM: return row->w && row->v && row->step;
+        default: return row->w != NULL;
+    }
 }
 
 static void walk(void *context, int64_t index) {

@@ -81,7 +81,8 @@ class Table:
         """Point a column at tensors, and return the rows whose tensor is refused.
 
         A refused tensor has another dtype or memory layout than the weights; its pointer is null, as it is
-        for None, and a step leaves a row without a gradient alone.  To point at the same objects as before
+        for None, and a step leaves a row without a gradient alone.  The table keeps all tensors alive but the
+        gradients, which the caller holds until the step is taken.  To point at the same objects as before
         costs next to nothing.
 
         Args:
