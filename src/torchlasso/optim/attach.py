@@ -237,9 +237,9 @@ def attach(
     if optimizer in _attached:
         msg = "this optimizer is attached already; call remove() on its handle first"
         raise InputError(msg)
-    if isinstance(getattr(optimizer, "handle", None), Handle):
-        name = type(optimizer).__name__
-        msg = f"{name} has its own penalty; attach to torch's optimizer, or use {name}'s handle.update"
+    own = (getattr(optimizer, name, None) for name in ("handle", "regularizer"))
+    if any(isinstance(each, (Handle, Regularizer)) for each in own):
+        msg = f"{type(optimizer).__name__} has its own penalty; attach to one of torch's optimizers instead"
         raise InputError(msg)
     check_held(optimizer, regularizer)
     shrinkage = Shrinkage(regularizer, memory)
