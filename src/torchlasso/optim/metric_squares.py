@@ -16,9 +16,8 @@ class RMSpropMetric(Metric):
     collects them, ``b_t = μ·b_{t−1} + 1/√c_t``.  Hence ``a_t = b_t·√c_t``, which is 1 without momentum and
     tends to ``1/(1 − μ)``.
 
-    Centered, the divisor is a standard deviation.  Under a constant gradient it vanishes: the displacement
-    has no bound (``lr·|grad|/ε``), and what rounding leaves of the variance may be negative, of which torch
-    takes the root: the weights become NaN, whatever ε.  It is for noisy gradients only.
+    Centered RMSprop has no metric here: its divisor is a standard deviation, which vanishes under a constant
+    gradient, so that the displacement has no bound.
     """
 
     def displacement(
@@ -29,18 +28,14 @@ class RMSpropMetric(Metric):
         mass = alpha * memory.get("mass", 0.0) + 1 - alpha
         reach = float(group["momentum"]) * memory.get("reach", 0.0) + mass**-0.5
         memory.update(mass=mass, reach=reach)
-        square = wide(state["square_avg"])
-        if group["centered"]:
-            mean = wide(state["grad_avg"])
-            square = square.addcmul(mean, mean, value=-1).clamp_(min=0)
-        return scalar(group["lr"]) * (reach * mass**0.5) / square.sqrt().add_(group["eps"])
+        return scalar(group["lr"]) * (reach * mass**0.5) / wide(state["square_avg"]).sqrt().add_(group["eps"])
 
     def limit(self, group: dict[str, Any], memory: Memory) -> float | Tensor | None:
-        """Return ``lr · b_t`` (→ ``lr/(1 − μ)``), None if centered.
+        """Return ``lr · b_t`` (→ ``lr/(1 − μ)``).
 
         A constant gradient moves by ``lr·Σ_k μ^k·|grad|/(√c_{t−k}·|grad| + ε)``, which is less.
         """
-        if group["centered"] or "reach" not in memory:
+        if "reach" not in memory:
             return None
         return scalar(group["lr"]) * memory["reach"]
 

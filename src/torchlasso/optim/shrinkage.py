@@ -220,6 +220,8 @@ class Shrinkage:
         Weights that somebody has written to since the last step, and that are not zero, are alive on the side
         where they now are.  What is written through ``.data`` in place cannot be seen.
         """
+        if self.frozen is not None:
+            return  # nothing is weighed meanwhile; unfreezing looks at everything
         self._follow_strengths()
         if self._begun is not self.regularizer:
             self._begun = self.regularizer
@@ -273,6 +275,7 @@ class Shrinkage:
             "steps": self.steps,
             "evidence": {numbers[p]: t for p, t in self.evidence.items() if p in numbers},
             "noise": dict(self.noise),
+            "levels": dict(self._levels),
             "frozen": None if self.frozen is None else {numbers[p]: m for p, m in self.frozen.items()},
         }
 
@@ -288,7 +291,7 @@ class Shrinkage:
             numbered[n]: t.detach().clone().to(numbered[n].device)
             for n, t in saved.get("evidence", {}).items()
         }
-        self.noise = dict(saved.get("noise", {}))
+        self.noise, self._levels = dict(saved.get("noise", {})), dict(saved.get("levels", {}))
         self._begun = None
         frozen = saved["frozen"]
         self.frozen = frozen and {numbered[n]: m.to(numbered[n].device) for n, m in frozen.items()}
