@@ -87,7 +87,9 @@ class NetworkFitter(Fitter):
         biases are not shrunk and keep their small ε: they must follow at any strength.
         """
         optimizer.param_groups[0]["eps"] = max(strength, _SMALLEST_EPS)
-        handle = attach(optimizer, self.regularizer.with_strength(strength))
+        exact = self.settings.batch_size >= len(self.train.target)  # no noise, so nothing to weigh
+        regularizer = self.regularizer.with_strength(strength)
+        handle = attach(optimizer, regularizer, memory=0 if exact else "auto")
         self._train(optimizer, steps, decay=decay, each=each)
         handle.remove()
 
