@@ -27,7 +27,7 @@ class GroupSums(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Kink:
-    """A penalty that is ``Σ slope·|w| + ridge·w²/2``, or ``Σ_g slope_g·‖w_g‖₂``: all that a step needs of it.
+    """What a penalty is near zero: ``Σ slope·|w| + ridge·w²/2``, or ``Σ_g slope_g·‖w_g‖₂``.
 
     Attributes:
         slope: of the absolute value, a number or a tensor that broadcasts against the weights; with groups,
@@ -35,12 +35,15 @@ class Kink:
         ridge: of half the square, shaped like ``slope``; 0 with groups.
         groups: the grouping of the entries, or None where each stands alone.
         nonnegative: whether the entries are also held at zero or above.
+        everywhere: whether the penalty has this form at all weights, so that a step needs nothing else of it;
+            that of a concave one holds at zero only.
     """
 
     slope: float | Tensor
     ridge: float | Tensor = 0.0
     groups: GroupSums | None = None
     nonnegative: bool = False
+    everywhere: bool = True
 
     @property
     def entry_slope(self) -> float | Tensor:

@@ -136,9 +136,9 @@ class Regularizer:
             strength: the strength of all penalties.
         """
         other = copy.copy(self)
-        other.terms = tuple(replace(t, penalty=replace(t.penalty, strength=strength)) for t in self.terms)
+        other.terms = tuple(replace(t, penalty=t.penalty.with_strength(strength)) for t in self.terms)
         other.rows = tuple(
-            replace(row, penalty=row.penalty and replace(row.penalty, strength=strength)) for row in self.rows
+            replace(row, penalty=row.penalty and row.penalty.with_strength(strength)) for row in self.rows
         )
         return other
 
@@ -254,7 +254,7 @@ def _resolved(term: Term, model: nn.Module, loss_fn: LossFn, batches: Batches) -
             "give a number"
         )
         raise InputError(msg)
-    return replace(term, penalty=replace(term.penalty, strength=fraction * largest))
+    return replace(term, penalty=term.penalty.with_strength(fraction * largest))
 
 
 def _left_alone(candidate: Candidate) -> str | None:

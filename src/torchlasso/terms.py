@@ -98,7 +98,7 @@ class Term:
 
     def unshrunk(self) -> Self:
         """Return the term at strength 0: its prox only keeps the constraints, such as non-negativity."""
-        return replace(self, penalty=replace(self.penalty, strength=0.0))
+        return replace(self, penalty=self.penalty.with_strength(0.0))
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors shaped like the members as the block's one tensor.

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from torchlasso.errors import InputError
+from torchlasso.penalties.base import Penalty
 from torchlasso.prox import Kink, at_least_float32
 
 ALIVE = 4.0
@@ -80,6 +81,29 @@ def bounded(metric: float | Tensor, kink: Kink | None, limit: float | Tensor | N
     if isinstance(metric, Tensor):
         return metric.minimum(most) if isinstance(most, Tensor) else metric.clamp_max(most)
     return min(metric, float(most))
+
+
+def shrunk_within(
+    penalty: Penalty, kink: Kink | None, w: Tensor, metric: float | Tensor, limit: float | Tensor | None
+) -> Tensor:
+    """Return the proximal map of weights, which moves none of them by more than ``2·limit``.
+
+    At a fixed point the proximal map undoes the optimizer's step, so a bound beyond that step changes none.
+
+    Args:
+        penalty: at the current step.
+        kink: the penalty's form, or None.
+        w: the weights after the optimizer's step.
+        metric: ``D``.
+        limit: the optimizer's largest step, or None.
+    """
+    if limit is None or not penalty.separable:
+        return penalty.prox(w, metric)
+    if kink is not None and kink.everywhere:
+        return penalty.prox(w, bounded(metric, kink, limit))
+    most = (MARGIN * torch.as_tensor(limit, device=w.device)).to(at_least_float32(w).dtype)
+    shrunk = penalty.prox(w, metric)
+    return torch.maximum(torch.minimum(shrunk, w + most), w - most).to(w.dtype) + 0.0
 
 
 def step_with_evidence(

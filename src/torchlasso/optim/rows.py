@@ -1,7 +1,6 @@
 """Penalties on single entries as columns of the table that the C library walks over."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -159,7 +158,7 @@ def is_fusable(term: Term) -> bool:
     if parameter.is_complex() or not usable(parameter.detach()):
         return False
     kink = unit_kink(term)
-    if kink is None or kink.groups is not None:
+    if kink is None or kink.groups is not None or not kink.everywhere:
         return False
     return not isinstance(kink.slope, Tensor) or bool((kink.slope > 0).any())
 
@@ -168,7 +167,7 @@ def unit_kink(term: Term) -> Kink | None:
     """Return the form of a term's penalty at strength 1."""
     parameter = term.parameters[0].detach()
     like = torch.empty((), dtype=torch.promote_types(parameter.dtype, torch.float32)).expand(parameter.shape)
-    return replace(term.penalty, strength=1.0).kink(like)
+    return term.penalty.with_strength(1.0).kink(like)
 
 
 def ridge_share(kink: Kink) -> float:

@@ -21,6 +21,7 @@ from torchlasso.optim.evidence import (
     memory_of,
     narrowed,
     noise,
+    shrunk_within,
     step_with_evidence,
     widened,
 )
@@ -126,13 +127,14 @@ class Shrinkage:
         term = term.at(self.steps)
         kink = self.kink_of(term)
         evidence = self.evidence_of(term, kink)
-        block, metric = term.gather(term.parameters), bounded(metric, kink, limit)
+        block = term.gather(term.parameters)
         if evidence is None or kink is None:
-            self._write(term, term.penalty.prox(block, metric))
+            self._write(term, shrunk_within(term.penalty, kink, block, metric, limit))
             return
         half = term.parameters[0].dtype in HALF
         wide = widened(block, evidence) if half else at_least_float32(block)
-        shrunk = term.penalty.prox(wide, metric)
+        shrunk = shrunk_within(term.penalty, kink, wide, metric, limit)
+        metric = bounded(metric, kink, limit)
         if self.memory == 0:
             new, evidence = shrunk, begin(shrunk)
         else:

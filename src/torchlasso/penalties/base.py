@@ -10,8 +10,8 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +30,15 @@ _FRACTION = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?) ?max", re.ASCII)
 
 @dataclass(frozen=True, eq=False)
 class Penalty(ABC):
-    """A sparsity-inducing term ``strength · R(w)`` of the objective."""
+    """A sparsity-inducing term ``strength · R(w)`` of the objective.
+
+    Attributes:
+        convex: whether ``R`` is, so that a stationary point of a convex loss is the optimum.
+        separable: whether every entry stands alone.
+    """
+
+    convex: ClassVar[bool] = True
+    separable: ClassVar[bool] = False
 
     strength: Strength
 
@@ -59,6 +67,17 @@ class Penalty(ABC):
             object.__setattr__(resolved, "strength", strength)
             return resolved
         return self
+
+    def with_strength(self, strength: Strength) -> Self:
+        """Return this penalty at another strength; a constraint, which has none, is returned as it is.
+
+        Args:
+            strength: as the class takes it.
+
+        Raises:
+            InputError: the strength is negative or not finite.
+        """
+        return replace(self, strength=strength)
 
     @property
     def current_strength(self) -> float:
@@ -120,7 +139,7 @@ class Penalty(ABC):
         """Return a boolean tensor, True where the entry (or its whole group) is not zero."""
 
     def kink(self, w: Tensor) -> Kink | None:
-        """Return the penalty as slopes at zero, or None if it is not of that form.
+        """Return the slopes of the penalty at zero, or None if it has none.
 
         With it an optimizer can weigh the evidence of many noisy steps before a zero moves, shrink in its
         own pass, and go without a metric; without it every step is the plain proximal map.

@@ -8,7 +8,7 @@ with weight zero is never penalised ("always keep"), one with infinite weight is
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from torchlasso.prox import Kink, at_least_float32, soft_threshold, soft_thresho
 @dataclass(frozen=True, eq=False)
 class _AbsoluteAndSquare(Penalty):
     """``strength · Σ_j c_j (a·|w_j| + b·w_j²/2)``; the subclasses say what ``a`` and ``b`` are."""
+
+    separable: ClassVar[bool] = True
 
     weights: Tensor | None = field(default=None, kw_only=True)
     nonnegative: bool = field(default=False, kw_only=True)
