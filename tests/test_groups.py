@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchlasso.errors import InputError
-from torchlasso.groups import Indexed, layout_of, normalise_groups
+from torchlasso.groups import Blocks, Heads, Units, layout_of, normalise_groups
+from torchlasso.layouts import Indexed
 
 SHAPES = [(4,), (3, 4), (2, 3, 2), (2, 3, 2, 2), (0, 3), (3, 0)]
 KEYS = {"rows": (0,), "columns": (1,), "kernels": (0, 1), "tensor": ()}
@@ -69,8 +70,162 @@ def test_the_smallest_tensors_have_one_group(groups: str, shape: tuple[int, ...]
     assert layout.sizes.tolist() == [1.0]
 
 
+# ---- tiles, heads and units ----------------------------------------------------------------------
+
+
+def _group_of(spec: Any, index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the name of the group of an entry, from the definition."""
+    if isinstance(spec, Units):
+        return (index[0] % (shape[0] // spec.gates),)
+    if isinstance(spec, Heads):
+        part = shape[spec.dim] // spec.fused
+        return ((index[spec.dim] % part) // (part // spec.n),)
+    row = (spec.size,) if len(shape) == 1 else (1, spec.size)
+    size = spec.size if isinstance(spec.size, tuple) else row
+    return tuple(i // n for i, n in zip(index, size, strict=False))
+
+
+FOLDED: list[tuple[Any, tuple[int, ...]]] = [
+    (Blocks(1), (3, 4)),
+    (Blocks(2), (3, 4)),
+    (Blocks(4), (3, 4)),
+    (Blocks(2), (6,)),
+    (Blocks(2), (3, 4, 2, 2)),
+    (Blocks((3, 2)), (6, 4)),
+    (Blocks((1, 1)), (2, 3)),
+    (Blocks((2, 4)), (4, 4, 3)),
+    (Blocks(2), (3, 0)),
+    (Heads(4), (12, 5)),
+    (Heads(1), (3, 4)),
+    (Heads(3), (6,)),
+    (Heads(2, dim=1), (3, 6)),
+    (Heads(2, dim=2), (3, 2, 4)),
+    (Heads(2, fused=3), (12, 5)),
+    (Heads(2, fused=3), (12,)),
+    (Heads(2, dim=1, fused=3), (5, 12)),
+    (Units(4), (12, 5)),
+    (Units(4), (12,)),
+    (Units(3), (6, 2)),
+    (Units(1), (3, 4)),
+    (Units(2), (4, 3, 2, 2)),
+    (Units(4), (0, 3)),
+]
+
+
+@pytest.mark.parametrize(("spec", "shape"), FOLDED, ids=str)
+def test_tiles_heads_and_units_are_what_their_definitions_say(spec: Any, shape: tuple[int, ...]) -> None:
+    layout = layout_of(spec, shape)
+    names = {index: _group_of(spec, index, shape) for index in np.ndindex(*shape)}
+    order = {name: number for number, name in enumerate(sorted(set(names.values())))}
+    numbers = np.zeros(shape, dtype=int)
+    for index, name in names.items():
+        numbers[index] = order[name]
+    values = np.random.default_rng(0).normal(size=shape)
+    assert layout.count == len(order)
+    expected = [values[numbers == g].sum() for g in range(layout.count)]
+    np.testing.assert_allclose(layout.sum(torch.tensor(values)).numpy(), expected, atol=1e-12)
+    assert layout.sizes.tolist() == [float((numbers == g).sum()) for g in range(layout.count)]
+    spread = layout.expand(torch.arange(layout.count)).broadcast_to(shape).numpy()
+    assert np.array_equal(spread, numbers)
+
+
+@given(
+    gates=st.integers(1, 4),
+    groups=st.integers(1, 4),
+    width=st.integers(1, 3),
+    others=st.lists(st.integers(1, 3), max_size=2),
+)
+def test_the_expanded_sum_of_ones_is_the_size_of_the_group(
+    gates: int, groups: int, width: int, others: list[int]
+) -> None:
+    shape = (gates * groups * width, *others)
+    layout = layout_of(Heads(groups, fused=gates), shape)
+    assert layout.count == groups
+    assert torch.equal(layout.sum(torch.ones(shape, dtype=torch.float64)), layout.sizes)
+    per_group = torch.randn(groups)
+    assert torch.allclose(
+        layout.sum(layout.expand(per_group).expand(shape)), per_group * layout.sizes.float()
+    )
+
+
+def test_the_heads_of_real_attention_are_those_that_torch_forms() -> None:
+    """Torch reads the projection as (3, heads, width): without a head's weights its output is zero."""
+    attention = torch.nn.MultiheadAttention(8, num_heads=4, bias=False)
+    x = torch.randn(5, 1, 8)
+    for head in range(4):
+        dead = layout_of(Heads(4, fused=3), (24, 8)).expand(torch.arange(4) == head).expand(24, 8)
+        with torch.no_grad():
+            weight = attention.in_proj_weight.masked_fill(dead, 0.0)
+            other = torch.nn.MultiheadAttention(8, num_heads=4, bias=False)
+            other.in_proj_weight.copy_(weight)
+            other.out_proj.weight.copy_(torch.eye(8))
+            found, _ = other(x, x, x)
+        zero = (found == 0).all(0).squeeze(0).view(4, 2)
+        assert zero.all(1).tolist() == [h == head for h in range(4)]
+
+
+def test_descriptions_are_hashable_and_equal_to_their_equals() -> None:
+    assert Blocks((2, 3)) == Blocks([2, 3])  # type: ignore[arg-type]
+    assert Blocks(2) != Blocks((1, 2))
+    assert len({Heads(4), Heads(4, dim=0), Heads(4, fused=3), Units(4), Units(), Blocks(4)}) == 4
+    assert normalise_groups(Heads(2)) == Heads(2)
+    assert layout_of(Heads(2), (4, 4)) is layout_of(Heads(2), (4, 4))
+    with pytest.raises(AttributeError):
+        Units(4).gates = 3  # type: ignore[misc]
+
+
+def test_only_the_dimensions_that_are_split_are_filled() -> None:
+    assert layout_of(Heads(2), (4, 1000)).expand(torch.ones(2)).shape == (4, 1)
+    assert layout_of(Blocks(2), (4, 6, 3, 3)).expand(torch.ones(12)).shape == (4, 6, 1, 1)
+
+
+@pytest.mark.parametrize("make", [Blocks, Heads, Units])
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2", None])
+def test_numbers_that_count_nothing_are_refused(make: Any, number: object) -> None:
+    with pytest.raises(InputError, match="whole number of 1 or more"):
+        make(number)
+
+
+def test_other_arguments_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InputError, match="pair"):
+        Blocks((1, 2, 3))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="pair"):
+        Blocks((2,))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="fused parts must be"):
+        Heads(2, fused=0)
+    with pytest.raises(InputError, match="dim of Heads must be a whole number of 0 or more"):
+        Heads(2, dim=-1)
+    with pytest.raises(InputError, match=r"Blocks\(\.\.\.\), Heads"):
+        normalise_groups(Units)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "message"),
+    [
+        (Blocks(3), (2, 4), r"dimension 1 that is a multiple of 3.*has 4 entries, which \[1, 2, 4\] divide"),
+        (Blocks((3, 2)), (4, 4), "dimension 0 that is a multiple of 3"),
+        (Blocks(4), (6,), "dimension 0 that is a multiple of 4"),
+        (Heads(4), (6, 8), "dimension 0 that is a multiple of 4"),
+        (Heads(4, fused=3), (16, 8), "dimension 0 that is a multiple of 12"),
+        (Heads(4, dim=1), (8, 6), "dimension 1 that is a multiple of 4"),
+        (Units(4), (6, 8), "dimension 0 that is a multiple of 4"),
+        (Blocks((2, 2)), (4,), "needs a tensor of 2 dimensions"),
+        (Blocks(2), (), "needs a tensor of 2 dimensions"),
+        (Heads(2, dim=1), (4,), "needs a tensor of 2 dimensions"),
+        (Units(1), (), "needs a tensor of 1 dimensions"),
+    ],
+    ids=str,
+)
+def test_shapes_without_such_groups_are_refused(spec: Any, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        layout_of(spec, shape)
+
+
+# ---- what layouts are to the rest ---------------------------------------------------------------
+
+
 def test_sum_is_differentiable_and_keeps_the_dtype() -> None:
-    for groups in ("rows", ((0, 2), (1,))):
+    for groups in ("rows", ((0, 2), (1,)), Heads(2), Units(1)):
         values = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
         layout = layout_of(groups, (2, 3))
         total = layout.sum(values)
@@ -136,7 +291,7 @@ def test_empty_groups_and_negative_indices_are_refused(groups: list[list[int]]) 
 
 @pytest.mark.parametrize("groups", [[[0, 1], [1]], [[0, 0]]])
 def test_overlaps_are_refused_and_named(groups: list[list[int]]) -> None:
-    with pytest.raises(InputError, match=r"must not overlap, but \[[01]\]"):
+    with pytest.raises(InputError, match=r"must not overlap, but \[[01]\].*one group.*Jacob.*2009"):
         normalise_groups(groups)
 
 

@@ -327,5 +327,5 @@ def _strength(strength: object) -> float | str | None:
 
 def _groups(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     checked = normalise_groups(groups)
-    _require(not isinstance(checked, str), "groups", "lists of column indices", groups)
-    return tuple(tuple(group) for group in checked if not isinstance(group, str))
+    _require(isinstance(checked, tuple), "groups", "lists of column indices", groups)
+    return checked if isinstance(checked, tuple) else ()

@@ -35,15 +35,23 @@ class Kink:
         ridge: of half the square, shaped like ``slope``; 0 with groups.
         groups: the grouping of the entries, or None where each stands alone.
         nonnegative: whether the entries are also held at zero or above.
-        everywhere: whether the penalty has this form at all weights, so that a step needs nothing else of it;
-            that of a concave one holds at zero only.
+        gamma: of a slope that falls to 0 at ``|w| = gamma·slope`` in a straight line; None if it does not.
+        epsilon: of a slope that falls as ``slope·epsilon/(|w| + epsilon)``; None if it does not.
+        everywhere: whether the penalty has this form at all weights, so that a step needs nothing else of it.
     """
 
     slope: float | Tensor
     ridge: float | Tensor = 0.0
     groups: GroupSums | None = None
     nonnegative: bool = False
+    gamma: float | None = None
+    epsilon: float | None = None
     everywhere: bool = True
+
+    @property
+    def convex(self) -> bool:
+        """Whether the penalty is the absolute value and half the square, and no more."""
+        return self.everywhere and self.gamma is None and self.epsilon is None
 
     @property
     def entry_slope(self) -> float | Tensor:
@@ -150,7 +158,7 @@ def group_norms(w: Tensor, groups: GroupSums) -> Tensor:
     """
     wide = at_least_float32(w)
     size = groups.sum(wide.detach().abs())
-    scale = _usable_scale(size)
+    scale = usable_scale(size)
     squares = groups.sum((wide / groups.expand(scale)).square())
     zero = size == 0
     # sqrt has an infinite slope at 0: keep it away from the zero groups instead of masking a NaN.
@@ -183,16 +191,32 @@ def group_soft_threshold_metric(w: Tensor, threshold: Tensor, groups: GroupSums)
     # ‖w/t‖ ≤ 1 decides whether the group dies; an entry with t = 0 keeps its group alive unless it is 0.
     ratio = torch.where(free, torch.where(wide == 0, 0.0, torch.inf), wide / torch.where(free, 1.0, t))
     dead = groups.sum(ratio.square()) <= 1
-    scale = groups.expand(_usable_scale(groups.sum(wide.abs())))  # the root in units of the group's size
+    scale = groups.expand(usable_scale(groups.sum(wide.abs())))  # the root in units of the group's size
     t = t / scale
-    r = groups.expand(_group_root(wide / scale, t, groups))
+    r = groups.expand(group_root(wide / scale, t, groups))
     # An infinite weight makes r infinite, and shrinks nothing else in its group.
     share = torch.where(free | r.isinf(), 1.0, r / (r + t).clamp_min(torch.finfo(wide.dtype).tiny))
     return _without_negative_zero(torch.where(groups.expand(dead), 0.0, wide * share), w.dtype)
 
 
-def _group_root(w: Tensor, t: Tensor, groups: GroupSums, iterations: int = 60) -> Tensor:
-    """Return ``r ≥ 0`` with ``Σ w²/(r + t)² = 1`` for each group (0 where there is no positive root)."""
+def group_root(
+    w: Tensor, t: Tensor, groups: GroupSums, edge: Tensor | None = None, iterations: int = 60
+) -> Tensor:
+    """Return the smallest ``r ≥ 0`` with ``Σ w²/(r + t)² = 1`` for each group (0 where none is positive).
+
+    With an edge the threshold falls with the norm, ``t·(1 − r/edge)``, and is zero from there on.  Where it
+    falls fast there may be no root below the edge, and the result is some number above it.
+
+    Args:
+        w: real weights, in units of the size of their group.
+        t: the threshold of every entry, finite if there is an edge.
+        groups: how the entries of ``w`` fall into groups.
+        edge: of every entry (the same within a group), above 0; or None.
+        iterations: the most of Newton's method.
+
+    Returns:
+        A vector of one root a group.
+    """
     tiny = torch.finfo(w.dtype).tiny
     free_norm = groups.sum(torch.where(t == 0, w, 0.0).square()).sqrt()
     # Three lower bounds: ‖w‖ − ‖t‖ (Cauchy-Schwarz), the norm of the entries without a threshold, and
@@ -201,12 +225,16 @@ def _group_root(w: Tensor, t: Tensor, groups: GroupSums, iterations: int = 60) -
     r = torch.maximum(groups.sum(w.square()).sqrt() - groups.sum(t.square()).sqrt(), free_norm)
     r = torch.maximum(r, excess.sqrt())
     for _ in range(iterations):
-        shifted = (groups.expand(r) + t).clamp_min(tiny)
+        spread = groups.expand(r)
+        threshold = t if edge is None else t * (1 - spread / edge).clamp_min(0.0)
+        shifted = (spread + threshold).clamp_min(tiny)
         squares = (w / shifted).square()
         p = groups.sum(squares)
-        slope = groups.sum(squares / shifted)
+        slope = groups.sum(squares / shifted if edge is None else squares / shifted * (1 - t / edge))
         move = (p.sqrt() - 1) * p / slope.clamp_min(tiny)
-        move = torch.where(slope > 0, move.clamp_min(0.0), 0.0)
+        # A sum above 1 that does not fall any more never comes down to it.
+        stuck = torch.where(p > 1, torch.inf, 0.0)
+        move = torch.where(slope > 0, move.clamp_min(0.0), stuck)
         r = r + move
         if not bool((move > 4 * torch.finfo(w.dtype).eps * r).any()):
             break
@@ -218,8 +246,12 @@ def at_least_float32(w: Tensor) -> Tensor:
     return w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
 
 
-def _usable_scale(size: Tensor) -> Tensor:
-    """Return the sizes of the groups where one can divide by them, else 1."""
+def usable_scale(size: Tensor) -> Tensor:
+    """Return the sizes of groups where one can divide by them, else 1.
+
+    Args:
+        size: zero or more, one entry a group.
+    """
     return torch.where((size > 0) & size.isfinite(), size, 1.0)
 
 

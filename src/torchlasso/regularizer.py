@@ -297,7 +297,7 @@ def _render(rows: tuple[Row, ...], step: int) -> str:
                 " = ".join(row.names),
                 "×".join(map(str, row.shape)) or "scalar",
                 penalty.describe() if penalty else None,
-                penalty.strength if penalty else None,
+                penalty.strength if penalty and penalty.has_strength else None,
                 row.reason,
             )
         )

@@ -99,11 +99,11 @@ def shrunk_within(
     """
     if limit is None or not penalty.separable:
         return penalty.prox(w, metric)
-    if kink is not None and kink.everywhere:
+    if kink is not None and kink.convex:
         return penalty.prox(w, bounded(metric, kink, limit))
     most = (MARGIN * torch.as_tensor(limit, device=w.device)).to(at_least_float32(w).dtype)
-    shrunk = penalty.prox(w, metric)
-    return torch.maximum(torch.minimum(shrunk, w + most), w - most).to(w.dtype) + 0.0
+    shrunk = torch.maximum(torch.minimum(penalty.prox(w, metric), w + most), w - most)
+    return penalty.with_strength(0.0).prox(shrunk.to(w.dtype), metric)  # the constraints hold in any case
 
 
 def step_with_evidence(

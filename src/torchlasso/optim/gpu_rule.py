@@ -200,6 +200,6 @@ def is_fusable(term: Term) -> bool:
     if len(term.members) > 1 or not usable(term.parameters[0].detach()):
         return False
     kink = unit_kink(term)
-    if kink is None or kink.groups is not None or not kink.everywhere:
+    if kink is None or kink.groups is not None or not kink.convex:
         return False
     return not isinstance(kink.slope, Tensor) or bool((kink.slope > 0).any())

@@ -49,6 +49,8 @@ class PenaltyRows:
         self._weighted = np.array([k is not None and isinstance(k.slope, Tensor) for k in units])
         self._unit[self._weighted] = 1.0
         self._ridge = np.array([0.0 if k is None else ridge_share(k) for k in units])
+        self._epsilon = np.array([0.0 if k is None else k.epsilon or 0.0 for k in units])
+        self._gamma = np.array([0.0 if k is None else k.gamma or 0.0 for k in units])
         self.table.rows["nonnegative"] = [k is not None and k.nonnegative for k in units]
         pairs = zip(parameters, units, strict=True)
         self._c = [laid_out(p, k.slope) if k and isinstance(k.slope, Tensor) else None for p, k in pairs]
@@ -69,6 +71,8 @@ class PenaltyRows:
             strengths = [t.penalty.at(shrinkage.steps).current_strength if t else 0.0 for t in self.terms]
             rows["slope"] = self._unit * strengths
             rows["ridge"] = self._ridge * strengths
+            rows["epsilon"] = self._epsilon
+            rows["knee"] = self._gamma * rows["slope"]
             self._filled = True
         rows["memory"] = np.where(self.penalised, self._memory(), 0.0)
         evidence = self._evidence()

@@ -35,10 +35,12 @@ class Penalty(ABC):
     Attributes:
         convex: whether ``R`` is, so that a stationary point of a convex loss is the optimum.
         separable: whether every entry stands alone.
+        has_strength: whether there is one; a constraint has none.
     """
 
     convex: ClassVar[bool] = True
     separable: ClassVar[bool] = False
+    has_strength: ClassVar[bool] = True
 
     strength: Strength
 

@@ -7,47 +7,27 @@ with weight zero is never penalised ("always keep"), one with infinite weight is
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
 from torchlasso.errors import InputError
-from torchlasso.penalties.base import Penalty, check_ratio, check_weights, split_weights
+from torchlasso.penalties.base import Penalty, check_ratio
+from torchlasso.penalties.entrywise import Entrywise
 from torchlasso.penalties.structured import GroupLasso
 from torchlasso.prox import Kink, at_least_float32, soft_threshold, soft_threshold_nonnegative
 
 
 @dataclass(frozen=True, eq=False)
-class _AbsoluteAndSquare(Penalty):
+class _AbsoluteAndSquare(Entrywise):
     """``strength · Σ_j c_j (a·|w_j| + b·w_j²/2)``; the subclasses say what ``a`` and ``b`` are."""
-
-    separable: ClassVar[bool] = True
-
-    weights: Tensor | None = field(default=None, kw_only=True)
-    nonnegative: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        super().__post_init__()
-        check_weights(self.weights)
 
     @property
     @abstractmethod
     def _shares(self) -> tuple[float, float]:
         """The factors ``(a, b)`` of the absolute value and of half the square."""
-
-    def validate(self, shape: torch.Size) -> None:
-        """Raise ``InputError`` if the weights do not broadcast to ``shape``."""
-        if self.weights is None:
-            return
-        try:
-            self.weights.expand(shape)
-        except RuntimeError:
-            given = tuple(self.weights.shape)
-            msg = f"weights of shape {given} do not broadcast to a tensor of {tuple(shape)}"
-            raise InputError(msg) from None
 
     def value(self, w: Tensor) -> Tensor:
         """Return ``strength · Σ_j c_j (a·|w_j| + b·w_j²/2)``; infinite outside the constraints."""
@@ -120,19 +100,10 @@ class _AbsoluteAndSquare(Penalty):
             there is no L1 part.
         """
         a, _ = self._shares
-        grad = at_least_float32(grad)
-        c, _ = self._weights(grad)
-        pull = (-grad).clamp_min(0.0) if self.nonnegative else grad.abs()
-        if c is not None:
-            pull = torch.where(c > 0, pull / torch.where(c > 0, c, 1.0), 0.0)
-        largest = float(pull.max()) if pull.numel() else 0.0
+        largest = self._largest_pull(grad)
         if largest == 0.0:
             return 0.0
         return largest / a if a > 0 else math.inf
-
-    def support(self, w: Tensor) -> Tensor:
-        """Return where ``w`` is not zero."""
-        return w != 0
 
     def kink(self, w: Tensor) -> Kink:
         """Return ``λca`` and ``λcb``, infinite slopes for the excluded entries."""
@@ -143,18 +114,6 @@ class _AbsoluteAndSquare(Penalty):
             return Kink(strength * a, strength * b, nonnegative=self.nonnegative)
         slope = torch.where(excluded, torch.inf, strength * a * c)
         return Kink(slope, strength * b * c, nonnegative=self.nonnegative)
-
-    def _weights(self, like: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return ``c`` (0 for the excluded entries) and which entries are excluded, or None and None."""
-        return (None, None) if self.weights is None else split_weights(self.weights, like.device, like.dtype)
-
-    def _outside(self, w: Tensor) -> Tensor | None:
-        """Return where ``w`` violates non-negativity or an exclusion, or None if nothing can."""
-        outside = w < 0 if self.nonnegative else None
-        if self.weights is not None:
-            excluded = self.weights.isinf().to(w.device) & (w != 0)
-            outside = excluded if outside is None else outside | excluded
-        return outside
 
 
 @final

@@ -1,5 +1,6 @@
-"""Penalties on groups of entries, which vanish together."""
+"""Penalties on groups of entries, which vanish together: what they share, and the group lasso."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from torchlasso.errors import InputError
-from torchlasso.groups import GroupLayout, layout_of, normalise_groups
+from torchlasso.groups import Grouping, layout_of, normalise_groups
+from torchlasso.layouts import GroupLayout
 from torchlasso.penalties.base import Penalty, check_weights, split_weights
 from torchlasso.prox import (
     Kink,
@@ -18,39 +20,18 @@ from torchlasso.prox import (
     group_soft_threshold_metric,
 )
 
+Groups = str | Sequence[Sequence[int]] | Grouping
+GroupWeights = str | Tensor | None
 
-@final
-@dataclass(frozen=True, eq=False)
-class GroupLasso(Penalty):
-    """The group lasso ``strength · Σ_g c_g ‖w_g‖₂``: rows, columns or lists of columns vanish whole.
 
-    Prox with a scalar step: ``w_g · max(1 − step·strength·c_g/‖w_g‖, 0)``.  With an elementwise step
-    (the metric of an adaptive optimizer) there is no closed form; the one-dimensional root is solved.
+class GroupPenalty(Penalty):
+    """A penalty that is a sum over groups, each of which has a weight ``c_g``.
 
-    Args:
-        strength: λ ≥ 0 in units of the mean data loss per unit of ``w``, or a function of the step.
-        groups: ``"rows"`` (dimension 0: neurons, filters), ``"columns"`` (dimension 1: inputs),
-            ``"kernels"`` (one spatial kernel each), ``"pairs"`` (what lies along the last dimension),
-            ``"tensor"``, or lists of indices along dimension 1 that cover it once.
-        weights: ``c``: ``"sqrt"`` of the group size, ``None`` for 1, or a tensor of one entry a group;
-            0 keeps a group, infinity excludes it.
-
-    Raises:
-        InputError: a negative strength, unknown or overlapping groups, or negative weights.
-
-    Example:
-        >>> w = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
-        >>> GroupLasso(1.0, groups="rows", weights=None).prox(w, 1.0)
-        tensor([[2.4000, 3.2000],
-                [0.0000, 0.0000]])
-
-    References:
-        Yuan and Lin, J. R. Stat. Soc. B 68 (2006).  In a diagonal metric: Deleu and Bengio,
-        "Structured sparsity inducing adaptive optimizers", arXiv 2102.03869.
+    No dataclass itself, so that each penalty says in which order it takes its arguments.
     """
 
-    groups: str | Sequence[Sequence[int]] = "rows"
-    weights: str | Tensor | None = "sqrt"
+    groups: Groups
+    weights: GroupWeights
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -71,14 +52,6 @@ class GroupLasso(Penalty):
             msg = f"weights must hold one entry a group ({count} groups in {tuple(shape)}), got {got}"
             raise InputError(msg)
 
-    def value(self, w: Tensor) -> Tensor:
-        """Return ``strength · Σ_g c_g ‖w_g‖₂``, with gradient 0 at a zero group."""
-        layout = self._layout(w.shape)
-        norms = group_norms(w, layout)
-        c, excluded = self._weights(layout, norms)
-        total = self.current_strength * (c * norms).sum()
-        return total if excluded is None else torch.where((excluded & (norms != 0)).any(), torch.inf, total)
-
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return every group shrunk in the metric ``step``, or exactly zero.
 
@@ -91,21 +64,55 @@ class GroupLasso(Penalty):
         """
         layout = self._layout(w.shape)
         c, excluded = self._weights(layout, at_least_float32(w))
-        strength = self.current_strength
-        if strength == 0:
+        if self.current_strength == 0:
             result = w + 0.0
         elif isinstance(step, Tensor) and step.numel() != 1:
-            price = layout.expand(c)  # where it is 0 the group is free, even if the step overflowed
-            result = group_soft_threshold_metric(
-                w, torch.where(price > 0, step * strength * price, 0.0), layout
-            )
+            result = self._shrink_in_metric(w, step, c, layout)
         else:
             number = step.reshape(()) if isinstance(step, Tensor) else step
-            result = group_soft_threshold(w, torch.where(c > 0, number * strength * c, 0.0), layout)
+            result = self._shrink(w, number, c, layout)
         return result if excluded is None else torch.where(layout.expand(excluded), 0.0, result)
 
+    @abstractmethod
+    def _shrink(self, w: Tensor, step: float | Tensor, c: Tensor, layout: GroupLayout) -> Tensor:
+        """Return the proximal map for a step that is one number, at a strength above 0."""
+
+    @abstractmethod
+    def _shrink_in_metric(self, w: Tensor, step: Tensor, c: Tensor, layout: GroupLayout) -> Tensor:
+        """Return the proximal map for an elementwise step, at a strength above 0."""
+
+    def support(self, w: Tensor) -> Tensor:
+        """Return True over every entry of a group that has a nonzero entry."""
+        layout = self._layout(w.shape)
+        return layout.expand(layout.sum((w != 0).to(torch.float32)) > 0).expand_as(w)
+
+    @property
+    def _named_groups(self) -> str:
+        """The groups, as ``describe`` shows them."""
+        return f"{len(self.groups)} lists" if isinstance(self.groups, tuple) else str(self.groups)
+
+    def _layout(self, shape: torch.Size) -> GroupLayout:
+        return layout_of(self.groups, tuple(shape))
+
+    def _weights(self, layout: GroupLayout, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``c``, one entry a group (0 for the excluded ones), and which groups are excluded."""
+        if isinstance(self.weights, Tensor):
+            c, excluded = split_weights(self.weights.reshape(-1), like.device, like.dtype)
+            return c.expand(layout.count), excluded.expand(layout.count)
+        if self.weights is None:
+            return torch.ones(layout.count, dtype=like.dtype, device=like.device), None
+        return layout.sizes.sqrt().to(like.device, like.dtype), None
+
+
+class NormPenalty(GroupPenalty):
+    """A penalty on norms alone, ``Σ_g φ(‖w_g‖)``, whose slope at zero is ``φ'(0) = strength·c_g``."""
+
+    @abstractmethod
+    def _slope(self, norm: Tensor, level: Tensor) -> Tensor:
+        """Return ``φ'`` at the norms of groups that are not zero, ``level`` being that at zero."""
+
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
-        """Return ``‖g + λc·w/‖w‖‖`` for a group that is not zero, else ``max(‖g‖ − λc, 0)``.
+        """Return ``‖g + φ'(‖w‖)·w/‖w‖‖`` for a group that is not zero, else ``max(‖g‖ − λc, 0)``.
 
         Args:
             w: the current weights.
@@ -117,15 +124,14 @@ class GroupLasso(Penalty):
         layout = self._layout(w.shape)
         w, grad = at_least_float32(w), at_least_float32(grad)
         c, excluded = self._weights(layout, w)
-        bound = self.current_strength * c
+        level = self.current_strength * c
         norm = group_norms(w, layout)
         alive = norm != 0  # NaN counts as alive, so that it shows
-        direction = w / layout.expand(torch.where(alive, norm, 1.0)) * layout.expand(bound)
-        off = (group_norms(grad, layout) - bound).clamp_min(0.0)
+        slope = self._slope(norm, level)
+        direction = w / layout.expand(torch.where(alive, norm, 1.0)) * layout.expand(slope)
+        off = (group_norms(grad, layout) - level).clamp_min(0.0)
         result = torch.where(alive, group_norms(grad + direction, layout), off)
-        if excluded is None:
-            return result
-        return torch.where(excluded, torch.where(alive, torch.inf, 0.0), result)
+        return result if excluded is None else held_residual(result, alive, excluded)
 
     def strength_max(self, grad: Tensor) -> float:
         """Return ``max_g ‖g_g‖₂ / c_g`` over the penalised groups.
@@ -142,37 +148,106 @@ class GroupLasso(Penalty):
         ratio = torch.where(c > 0, norms / torch.where(c > 0, c, 1.0), 0.0)
         return float(ratio.max()) if ratio.numel() else 0.0
 
-    def support(self, w: Tensor) -> Tensor:
-        """Return True over every entry of a group that has a nonzero entry."""
-        layout = self._layout(w.shape)
-        return layout.expand(layout.sum((w != 0).to(torch.float32)) > 0).expand_as(w)
-
     def kink(self, w: Tensor) -> Kink:
         """Return ``λc`` of every group, infinite for the excluded ones."""
         layout = self._layout(w.shape)
         c, excluded = self._weights(layout, w)
         slope = self.current_strength * c
-        return Kink(slope if excluded is None else torch.where(excluded, torch.inf, slope), groups=layout)
+        slope = slope if excluded is None else torch.where(excluded, torch.inf, slope)
+        return Kink(slope, groups=layout, everywhere=self.convex)
 
     def for_complex(self, shape: torch.Size) -> Penalty:
-        """Return the same groups, of twice as many real numbers; ``"sqrt"`` still counts complex weights."""
-        if self.weights != "sqrt":
-            return self
-        return replace(self, weights=self._layout(shape).sizes.sqrt())
+        """Return the same groups, of twice as many real numbers; ``"sqrt"`` still counts complex weights.
+
+        Args:
+            shape: of the complex weights.
+
+        Raises:
+            InputError: the groups are runs or lists of a vector, which as real numbers is a matrix.
+        """
+        layout = self._layout(shape)
+        if not isinstance(self.groups, str) and self._layout(torch.Size((*shape, 2))).count != layout.count:
+            msg = f"groups={self.groups!r} mean something else on a complex vector; use a matrix of one row"
+            raise InputError(msg)
+        return self if self.weights != "sqrt" else replace(self, weights=layout.sizes.sqrt())  # type: ignore[call-arg]  # which every penalty on norms takes
+
+
+def held_residual(residual: Tensor, alive: Tensor, excluded: Tensor) -> Tensor:
+    """Return the residuals with those of excluded groups: infinite while they are not zero, else 0.
+
+    Args:
+        residual: of every group without its exclusion.
+        alive: whether the group is not zero.
+        excluded: whether it has to be.
+    """
+    return torch.where(excluded, torch.where(alive, torch.inf, 0.0), residual)
+
+
+def held_value(value: Tensor, norm: Tensor, excluded: Tensor | None) -> Tensor:
+    """Return the value of a penalty, infinite if an excluded group is not zero.
+
+    Args:
+        value: of the groups that are not excluded.
+        norm: of every group.
+        excluded: whether the group has to be zero, or None.
+    """
+    return value if excluded is None else torch.where((excluded & (norm != 0)).any(), torch.inf, value)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GroupLasso(NormPenalty):
+    """The group lasso ``strength · Σ_g c_g ‖w_g‖₂``: rows, columns, tiles, heads or units vanish whole.
+
+    Prox with a scalar step: ``w_g · max(1 − step·strength·c_g/‖w_g‖, 0)``.  With an elementwise step
+    (the metric of an adaptive optimizer) there is no closed form; the one-dimensional root is solved.
+
+    Args:
+        strength: λ ≥ 0 in units of the mean data loss per unit of ``w``, or a function of the step.
+        groups: ``"rows"`` (dimension 0: neurons, filters), ``"columns"`` (dimension 1: inputs),
+            ``"kernels"`` (one spatial kernel each), ``"pairs"`` (what lies along the last dimension),
+            ``"tensor"``, ``Blocks``, ``Heads``, ``Units``, or lists of indices along dimension 1 that cover
+            it once.
+        weights: ``c``: ``"sqrt"`` of the group size, ``None`` for 1, or a tensor of one entry a group;
+            0 keeps a group, infinity excludes it.
+
+    Raises:
+        InputError: a negative strength, unknown or overlapping groups, or negative weights.
+
+    Example:
+        >>> w = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+        >>> GroupLasso(1.0, groups="rows", weights=None).prox(w, 1.0)
+        tensor([[2.4000, 3.2000],
+                [0.0000, 0.0000]])
+
+    References:
+        Yuan and Lin, J. R. Stat. Soc. B 68 (2006).  In a diagonal metric: Deleu and Bengio,
+        "Structured sparsity inducing adaptive optimizers", arXiv 2102.03869.
+    """
+
+    # Positional here, where nothing else stands before them.
+    groups: Groups = "rows"
+    weights: GroupWeights = "sqrt"
+
+    def value(self, w: Tensor) -> Tensor:
+        """Return ``strength · Σ_g c_g ‖w_g‖₂``, with gradient 0 at a zero group."""
+        layout = self._layout(w.shape)
+        norms = group_norms(w, layout)
+        c, excluded = self._weights(layout, norms)
+        return held_value(self.current_strength * (c * norms).sum(), norms, excluded)
 
     def describe(self) -> str:
         """Return the penalty without its strength."""
-        groups = self.groups if isinstance(self.groups, str) else f"{len(self.groups)} lists"
-        return f"GroupLasso({groups})"
+        return f"GroupLasso({self._named_groups})"
 
-    def _layout(self, shape: torch.Size) -> GroupLayout:
-        return layout_of(self.groups, tuple(shape))
+    def _shrink(self, w: Tensor, step: float | Tensor, c: Tensor, layout: GroupLayout) -> Tensor:
+        threshold = torch.where(c > 0, step * self.current_strength * c, 0.0)
+        return group_soft_threshold(w, threshold, layout)
 
-    def _weights(self, layout: GroupLayout, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return ``c``, one entry a group (0 for the excluded ones), and which groups are excluded."""
-        if isinstance(self.weights, Tensor):
-            c, excluded = split_weights(self.weights.reshape(-1), like.device, like.dtype)
-            return c.expand(layout.count), excluded.expand(layout.count)
-        if self.weights is None:
-            return torch.ones(layout.count, dtype=like.dtype, device=like.device), None
-        return layout.sizes.sqrt().to(like.device, like.dtype), None
+    def _shrink_in_metric(self, w: Tensor, step: Tensor, c: Tensor, layout: GroupLayout) -> Tensor:
+        price = layout.expand(c)  # where it is 0 the group is free, even if the step overflowed
+        threshold = torch.where(price > 0, step * self.current_strength * price, 0.0)
+        return group_soft_threshold_metric(w, threshold, layout)
+
+    def _slope(self, norm: Tensor, level: Tensor) -> Tensor:
+        return level

@@ -92,7 +92,7 @@ class Setting:
     def table(self) -> Table:
         table = Table([self.w], [0])
         table.point("g", [self.grad])
-        for column in ("slope", "ridge", "limit", "memory", "nonnegative"):
+        for column in ("slope", "ridge", "knee", "epsilon", "limit", "memory", "nonnegative"):
             table.rows[column] = getattr(self.row, column)
         columns = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq", "step": "step"}
         for column, key in columns.items():
@@ -157,6 +157,14 @@ ROWS: dict[str, Callable[[torch.dtype], tuple[Row, bool, bool]]] = {
     "elastic net": lambda _: (Row(slope=0.3, ridge=0.7), False, False),
     "ridge": lambda _: (Row(ridge=0.7), False, False),
     "nonnegative": lambda _: (Row(slope=0.3, nonnegative=True), False, False),
+    "concave": lambda _: (Row(slope=0.3, knee=0.9), False, False),
+    "concave, evidence": lambda _: (Row(slope=0.3, knee=0.9, limit=0.02, memory=10.0), True, False),
+    "very concave": lambda _: (Row(slope=0.3, knee=0.002, nonnegative=True), False, False),
+    "reweighted": lambda _: (Row(slope=0.3, epsilon=0.2), False, False),
+    "reweighted, evidence": lambda _: (Row(slope=0.3, epsilon=0.01, limit=0.02, memory=10.0), True, False),
+    "very reweighted": lambda _: (Row(slope=9.0, epsilon=0.002), False, False),
+    "reweighted, weights": lambda dtype: (Row(slope=0.3, epsilon=0.1, c=weights(dtype)), False, False),
+    "concave, weights": lambda dtype: (Row(slope=0.3, knee=0.9, limit=0.02, c=weights(dtype)), False, False),
     "weights": lambda dtype: (Row(slope=0.3, ridge=0.1, limit=0.01, c=weights(dtype)), False, False),
     "frozen": lambda _: (Row(slope=0.3), False, True),
     "frozen, nonnegative": lambda _: (Row(slope=0.3, nonnegative=True), False, True),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchlasso.optim.evidence import begin, is_alive, narrowed, step_with_evidence, widened
 from torchlasso.prox import Kink, at_least_float32, soft_threshold, soft_threshold_nonnegative
+from torchlasso.prox_nonconvex import firm_threshold, log_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,8 @@ class Row:
     Attributes:
         slope: λa.
         ridge: λb.
+        knee: where the slope has fallen to 0, in units of ``c``; 0 if it does not fall.
+        epsilon: where the slope has halved; 0 if it does not.
         limit: the largest threshold ``D·slope·c``.
         memory: ``N``; 0 for the plain proximal step.
         nonnegative: whether the weights are held at zero or above.
@@ -30,6 +33,8 @@ class Row:
 
     slope: float = 0.0
     ridge: float = 0.0
+    knee: float = 0.0
+    epsilon: float = 0.0
     limit: float = torch.inf
     memory: float = 0.0
     nonnegative: bool = False
@@ -158,6 +163,8 @@ def _settled(
     step = torch.where(slope > 0, torch.minimum(step, row.limit / slope), step)
     shrink = soft_threshold_nonnegative if row.nonnegative else soft_threshold
     shrunk = shrink(moved, torch.where(slope > 0, step * slope, 0.0))
+    if row.knee > 0 or row.epsilon > 0:
+        shrunk = _concave(moved, slope, torch.as_tensor(metric, dtype=moved.dtype), row)
     if row.ridge > 0:
         shrunk = torch.where(free, shrunk, shrunk / (1 + step * row.ridge * finite))
     shrunk = torch.where(excluded, 0.0, shrunk)
@@ -168,6 +175,17 @@ def _settled(
     kink = Kink(slope, nonnegative=row.nonnegative)
     new, evidence = step_with_evidence(moved, shrunk, kink, rho, step, row.memory)
     return torch.where(excluded, 0.0, new), evidence
+
+
+def _concave(moved: Tensor, slope: Tensor, metric: Tensor, row: Row) -> Tensor:
+    """Return the proximal map of a slope that falls with the weight, at most ``limit`` away."""
+    if row.knee > 0:
+        size = firm_threshold(moved.abs(), slope, metric, row.knee / row.slope)
+    else:
+        size = log_threshold(moved.abs(), slope, metric, row.epsilon)
+    new = torch.where(slope > 0, torch.copysign(size, moved), moved)
+    new = new.clamp(moved - row.limit, moved + row.limit)
+    return new.clamp_min(0.0) if row.nonnegative else new
 
 
 def _sides(new: Tensor, rho: Tensor) -> Tensor:

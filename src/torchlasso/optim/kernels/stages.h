@@ -11,8 +11,8 @@ struct FN(scalars) {
     C scale, decay, l2, mean, keep, square, step_size, root, eps;
     C lr, momentum, share;         /* SGD */
     C unit, to_metric, to_inverse; /* the slope (the ridge where it is 0): the metric is counted in it */
-    C metric, inverse, limit, bound, ridge, memory, rate, edge;
-    U lerp_far, momentous, fresh, nesterov, extreme, weighted, free, nonnegative, ridged; /* masks */
+    C metric, inverse, limit, bound, ridge, knee, epsilon, memory, rate, edge;
+    U lerp_far, momentous, fresh, nesterov, extreme, weighted, free, nonnegative, ridged, kneed, curved; /* masks */
 };
 
 /* Choices are made with masks of all ones or none: no loop with a branch in it becomes one over vectors. */
@@ -45,6 +45,8 @@ INLINE struct FN(scalars) FN(scalars_of)(const struct call *call, const struct r
         .limit = (C)row->limit,
         .bound = rate / (C)row->limit,
         .ridge = (C)(row->slope > 0 ? row->ridge / row->slope : row->ridge > 0),
+        .knee = (C)row->knee,
+        .epsilon = (C)row->epsilon,
         .memory = (C)row->memory,
         .rate = rate,
         .edge = 1 - rate,
@@ -57,6 +59,8 @@ INLINE struct FN(scalars) FN(scalars_of)(const struct call *call, const struct r
         .free = FN(mask)(row->slope == 0),
         .nonnegative = FN(mask)(row->nonnegative),
         .ridged = FN(mask)(row->ridge > 0),
+        .kneed = FN(mask)(row->knee > 0),
+        .curved = FN(mask)(row->epsilon > 0),
     };
     return s;
 }
@@ -167,20 +171,60 @@ INLINE C FN(constrained)(const struct FN(scalars) s, C x) {
     return FN(pick)(s.nonnegative & FN(mask)(x < 0), 0, x);
 }
 
-INLINE C FN(prox)(const struct FN(scalars) s, struct FN(moved) to, const int usual) {
+/* Firm thresholding: the slope falls to 0 at the knee.  Hard where the metric makes the problem concave. */
+INLINE C FN(firm)(C size, C t, C knee) {
+    const C slowed = FN(most)(0, size - t) / FN(most)((C)1e-30, 1 - t / knee);
+    return t >= knee ? (size <= SQRT(t * knee) ? 0 : size) : size < knee ? slowed : size;
+}
+
+/* log(x) of a normal x ≥ 1 as its exponent and a series of its mantissa, to about 1e-10. */
+INLINE C FN(logarithm)(C x) {
+    const U exponent = BITS(x) >> MANTISSA, bias = BITS((C)1) >> MANTISSA;
+    const C m = NUMBER((BITS(x) & (((U)1 << MANTISSA) - 1)) | BITS((C)1)), z = (m - 1) / (m + 1), y = z * z;
+    C sum = (C)1 / 19;
+    for (int odd = 17; odd > 0; odd -= 2) sum = sum * y + (C)1 / odd;
+    return (C)(int32_t)(exponent - bias) * (C)0.69314718055994531 + 2 * z * sum;
+}
+
+/* The log-sum penalty: see log_threshold in prox_nonconvex.py. */
+INLINE C FN(reweighted)(C size, C t, C epsilon) {
+    const C both = size + epsilon, q = 4 * (t / both) * (epsilon / both);
+    const C root = SQRT(FN(most)(0, 1 - q)), soft = FN(most)(0, size - t), ratio = size / epsilon;
+    const C below = 2 * soft / ((1 - ratio) + (1 + ratio) * root);
+    const C above = (C)0.5 * (size - epsilon) + (C)0.5 * both * root;
+    const C x = FN(most)(soft, FN(least)(size, size < epsilon ? below : above));
+    const C gain = (C)0.5 * x * x - size * x + t * epsilon * FN(logarithm)(1 + x / epsilon);
+    const U local = FN(mask)(size <= t) & FN(mask)(gain >= 0), none = FN(mask)(q > 1);
+    return FN(pick)(local | none, 0, x);
+}
+
+/* A slope that falls with the weight; the step moves it by no more than the limit. */
+INLINE C FN(concave)(const struct FN(scalars) s, C x, C t, C knee) {
+    const C firm = FN(firm)(ABS(x), t, knee), reweighted = FN(reweighted)(ABS(x), t, s.epsilon);
+    const C new = COPYSIGN(FN(pick)(s.kneed, firm, reweighted), x);
+    return FN(constrained)(s, FN(most)(x - s.limit, FN(least)(x + s.limit, new)));
+}
+
+INLINE C FN(thresholded)(const struct FN(scalars) s, struct FN(moved) to, C t, C knee, const int usual) {
+    const C shrunk = FN(shrunk)(s, to.x, t, usual);
+    return usual ? shrunk : FN(pick)(s.kneed | s.curved, FN(concave)(s, to.x, to.a, knee), shrunk);
+}
+
+INLINE C FN(prox)(const struct FN(scalars) s, struct FN(moved) to, C knee, const int usual) {
     C a = FN(least)(s.limit, to.a), t = a;
     if (!usual) a = FN(pick)(s.free, to.a, a), t = FN(pick)(s.free, 0, t);
-    return FN(ridge)(s, FN(shrunk)(s, to.x, t, usual), a, usual);
+    return FN(ridge)(s, FN(thresholded)(s, to, t, knee, usual), a, usual);
 }
 
 /* See evidence.py for what is done here and why. */
-INLINE C FN(weigh)(const struct FN(scalars) s, struct FN(moved) to, C one, C *rho, const int usual) {
+INLINE C FN(weigh)(const struct FN(scalars) s, struct FN(moved) to, C knee, C one, C *rho,
+                   const int usual) {
     const C t = FN(least)(s.limit, to.a), old = *rho;
     C gain = to.x * FN(most)(s.bound, to.q), drift = s.rate;
     const U still = usual ? 0 : FN(mask)(t == 0); /* where the metric is 0 nothing has moved */
     if (!usual) gain = FN(pick)(still, 0, gain), drift = FN(pick)(still, 0, drift);
     const int alive = ABS(old) > 2;
-    const C shrunk = FN(shrunk)(s, to.x, t, usual);
+    const C shrunk = FN(thresholded)(s, to, t, knee, usual);
     /* A weight that dies counts as one whose evidence had been at the edge. */
     const C sum = FN(clamp)(old, one) + gain;
     C drifted = alive ? sum - COPYSIGN(drift, old) : FN(shrunk)(s, sum, drift, usual);
@@ -222,10 +266,10 @@ INLINE void FN(usual)(const struct FN(scalars) s, const struct FN(tensors) t, in
         C rho = evidence ? t.rho[i] : 4;
         const struct FN(moved) to = FN(moved_by)(s, t, i, rho, kind, 1);
         if (evidence) {
-            const C new = FN(weigh)(s, to, one, &rho, 1);
+            const C new = FN(weigh)(s, to, 0, one, &rho, 1);
             FN(put)(t, i, new, rho);
         } else {
-            t.w[i] = SAVE(FN(prox)(s, to, 1) + 0);
+            t.w[i] = SAVE(FN(prox)(s, to, 0, 1) + 0);
         }
     }
 }
@@ -250,7 +294,7 @@ INLINE void FN(move)(const struct FN(scalars) s, const struct FN(tensors) t, int
 INLINE C FN(settled)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t i, C one, C *rho,
                      const int mode, const int usual) {
     const struct FN(moved) to = {t.x[i], t.a[i], t.q[i]};
-    if (usual) return FN(weigh)(s, to, one, rho, 1);
+    if (usual) return FN(weigh)(s, to, 0, one, rho, 1);
     if (mode == FROZEN) {
         const U alive = FN(alive)(*rho), zero = FN(mask)(LOAD(t.w[i]) == 0);
         const C new = FN(pick)(alive & ~zero, FN(constrained)(s, to.x), 0);
@@ -258,8 +302,8 @@ INLINE C FN(settled)(const struct FN(scalars) s, const struct FN(tensors) t, int
         return new;
     }
     const U kept = FN(mask)(t.c[i] == 0), excluded = FN(mask)(t.c[i] == (C)INFINITY);
-    const C old = *rho;
-    C new = mode == WEIGHED ? FN(weigh)(s, to, one, rho, 0) : FN(prox)(s, to, 0);
+    const C old = *rho, knee = s.knee * t.c[i];
+    C new = mode == WEIGHED ? FN(weigh)(s, to, knee, one, rho, 0) : FN(prox)(s, to, knee, 0);
     new = FN(pick)(excluded, 0, FN(pick)(kept, FN(constrained)(s, to.x), new));
     *rho = FN(pick)(kept | excluded | FN(mask)(mode == MARKED), FN(side)(new, old), *rho);
     return new;
@@ -333,7 +377,8 @@ INLINE int FN(is_usual)(const struct FN(scalars) s, int kind, int mode) {
     if (kind == STEP_ADAM && (s.lerp_far || s.extreme || s.l2 != 0)) return 0;
     if (kind == STEP_SGD && (!s.momentous || s.fresh || s.nesterov || s.l2 != 0)) return 0;
     if (kind == SHRINK_EACH || (kind == SHRINK_ADAM && s.extreme)) return 0;
-    return !s.free && !s.weighted && !s.nonnegative && !s.ridged && (mode == PLAIN || mode == WEIGHED);
+    return !s.free && !s.weighted && !s.nonnegative && !s.ridged && !s.kneed &&
+           !s.curved && (mode == PLAIN || mode == WEIGHED);
 }
 
 /* ---- a chunk, block by block ----------------------------------------------------------------------------- */
@@ -387,3 +432,4 @@ VECTORS static void FN(chunk)(const struct call *call, const struct row *row, st
 #undef SQRT
 #undef COPYSIGN
 #undef ABS
+#undef MANTISSA

@@ -31,7 +31,7 @@ struct row {
     void *w, *g, *m, *v, *vmax, *c, *rho, *d;
     float *step;
     int64_t n;
-    double slope, ridge, limit, memory, metric;
+    double slope, ridge, knee, epsilon, limit, memory, metric;
     int32_t dtype, group, nonnegative, fresh;
     double step_size, root, noise; /* the bias corrections, set here; the sum of squares, for the caller */
     int64_t dead;
@@ -144,6 +144,7 @@ static inline float ulp_float16(float x) {
 #define SQRT sqrtf
 #define COPYSIGN copysignf
 #define ABS fabsf
+#define MANTISSA 23
 #include "stages.h"
 
 #define T double
@@ -157,6 +158,7 @@ static inline float ulp_float16(float x) {
 #define SQRT sqrt
 #define COPYSIGN copysign
 #define ABS fabs
+#define MANTISSA 52
 #include "stages.h"
 
 #define T uint16_t
@@ -171,6 +173,7 @@ static inline float ulp_float16(float x) {
 #define SQRT sqrtf
 #define COPYSIGN copysignf
 #define ABS fabsf
+#define MANTISSA 23
 #include "stages.h"
 
 #define T uint16_t
@@ -185,6 +188,7 @@ static inline float ulp_float16(float x) {
 #define SQRT sqrtf
 #define COPYSIGN copysignf
 #define ABS fabsf
+#define MANTISSA 23
 #include "stages.h"
 
 /* ---- the walk over the table ----------------------------------------------------------------------------- */

@@ -20,7 +20,7 @@ _Like = tuple[torch.Size, tuple[int, ...], torch.dtype]  # shape, stride and dty
 # The layouts of steps.c.
 _ROW = np.dtype(
     [(name, np.int64) for name in (*_POINTERS, "n")]
-    + [(name, np.float64) for name in ("slope", "ridge", "limit", "memory", "metric")]
+    + [(name, np.float64) for name in ("slope", "ridge", "knee", "epsilon", "limit", "memory", "metric")]
     + [(name, np.int32) for name in ("dtype", "group", "nonnegative", "fresh")]
     + [(name, np.float64) for name in ("step_size", "root", "noise")]
     + [("dead", np.int64)],
@@ -43,6 +43,9 @@ class Table:
     The columns of ``rows`` that are no pointers are for the caller to assign:
 
     - ``slope``, ``ridge``: λa and λb of a penalty ``Σ c·(slope·|w| + ridge·w²/2)``; 0 at first.
+    - ``knee``: where the slope has fallen to 0 in a straight line, in units of ``c``, as that of the minimax
+      concave penalty does; 0, at first: it does not fall.
+    - ``epsilon``: where the slope has halved as that of the log-sum penalty does; 0, at first: it does not.
     - ``limit``: the largest threshold ``D·slope·c``; infinite at first.
     - ``memory``: ``N`` in steps for rows with evidence; 0, the plain proximal step, at first.
     - ``metric``: the scalar ``D`` where the metric is one.
