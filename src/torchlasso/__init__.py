@@ -1,5 +1,6 @@
 """L1 (lasso) regularisation of PyTorch models made real: exact zeros, one meaning of the strength."""
 
+from torchlasso import schedules
 from torchlasso.activations import ActivationL1
 from torchlasso.certify import certificate, strength_max
 from torchlasso.estimators import LassoMLPClassifier, LassoMLPRegressor
@@ -18,6 +19,7 @@ from torchlasso.penalties.structured import GroupLasso
 from torchlasso.regularizer import Regularizer
 from torchlasso.simplenet import SimpleNet
 from torchlasso.sparsity import sparsity
+from torchlasso.target import TargetSparsity
 
 __version__ = "0.1.0"
 
@@ -43,11 +45,13 @@ __all__ = [
     "Regularizer",
     "SimpleNet",
     "SparseGroupLasso",
+    "TargetSparsity",
     "TopK",
     "Units",
     "attach",
     "certificate",
     "hierarchical",
+    "schedules",
     "sparsity",
     "strength_max",
 ]

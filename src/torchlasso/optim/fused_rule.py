@@ -68,6 +68,9 @@ class FusedRule(MetricRule):
     @torch.no_grad()
     def after(self) -> None:
         """Shrink the blocks that the rows do not hold."""
+        self.shrinkage.grad_scale = getattr(
+            self.optimizer, "grad_scale", None
+        )  # torch's divide the gradients
         self.shrink(self.shrinkage.regularizer.terms if self.shrinkage.frozen is not None else self._unheld)
 
     def _stale(self) -> bool:

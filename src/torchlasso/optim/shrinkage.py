@@ -25,6 +25,7 @@ from torchlasso.optim.evidence import (
     step_with_evidence,
     widened,
 )
+from torchlasso.optim.targets import Targets
 from torchlasso.prox import Kink, at_least_float32
 from torchlasso.regularizer import Regularizer
 from torchlasso.terms import Term, real
@@ -53,6 +54,7 @@ class Shrinkage:
         evidence: ρ of every parameter that has one.
         noise: per term, the mean of ``(grad/slope)²`` over dead weights, a number or a 0-d tensor.
         frozen: where each parameter is held at zero, or None.
+        grad_scale: what the gradients are still multiplied with after a step (0-d tensor), or None.
 
     Raises:
         InputError: the memory is neither.
@@ -64,6 +66,7 @@ class Shrinkage:
         self.evidence: dict[nn.Parameter, Tensor] = {}
         self.noise: dict[str, float | Tensor] = {}
         self.frozen: dict[nn.Parameter, Tensor] | None = None
+        self.grad_scale: Tensor | None = None
         self._watched: list[tuple[nn.Parameter, Tensor]] = []
         self._versions: list[tuple[int, int]] = []
         self._begun: Regularizer | None = None
@@ -71,9 +74,11 @@ class Shrinkage:
         self.take(regularizer)
 
     def advance(self) -> None:
-        """Count a step."""
+        """Count a step, and let strengths that follow the zeros take note of it."""
         self.steps += 1
         self.regularizer.step = self.steps
+        if self.frozen is None:
+            self._targets.advance(self.steps, 1.0 if self.grad_scale is None else self.grad_scale)
 
     def take(self, regularizer: Regularizer) -> None:
         """Go on with another regularizer; the evidence of parameters that both penalise stays.
@@ -90,6 +95,7 @@ class Shrinkage:
         penalised = {p for term in regularizer.terms for p in term.parameters}
         self.regularizer, self.noise, self._levels = regularizer, {}, {}
         self.evidence = {p: t for p, t in self.evidence.items() if p in penalised}
+        self._targets = Targets(regularizer, restart=self.steps == 0)
         self._scheduled = [term for term in regularizer.terms if callable(term.penalty.strength)]
 
     def freeze(self) -> None:
@@ -245,8 +251,11 @@ class Shrinkage:
             before = self._levels.get(term.name, now)
             if now > 0:
                 self._levels[term.name] = now
-                if now != before and term.name in self.noise:
-                    self.noise = {**self.noise, term.name: self.noise[term.name] * (before / now) ** 2}
+                known = self.noise.get(term.name)
+                if now != before and isinstance(known, Tensor):
+                    known.mul_((before / now) ** 2)  # it may be a view of a table's
+                elif now != before and known is not None:
+                    self.noise = {**self.noise, term.name: known * (before / now) ** 2}
 
     def _written(self) -> list[tuple[int, int]]:
         return [(p._version, p.data_ptr()) for p, _ in self._watched]
@@ -278,6 +287,7 @@ class Shrinkage:
             "evidence": {numbers[p]: t for p, t in self.evidence.items() if p in numbers},
             "noise": dict(self.noise),
             "levels": dict(self._levels),
+            "targets": self._targets.saved(),
             "frozen": None if self.frozen is None else {numbers[p]: m for p, m in self.frozen.items()},
         }
 
@@ -294,6 +304,7 @@ class Shrinkage:
             for n, t in saved.get("evidence", {}).items()
         }
         self.noise, self._levels = dict(saved.get("noise", {})), dict(saved.get("levels", {}))
+        self._targets.restore(saved.get("targets", {}))
         self._begun = None
         frozen = saved["frozen"]
         self.frozen = frozen and {numbered[n]: m.to(numbered[n].device) for n, m in frozen.items()}
