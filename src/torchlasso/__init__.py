@@ -1,6 +1,5 @@
 """L1 (lasso) regularisation of PyTorch models made real: exact zeros, one meaning of the strength."""
 
-from torchlasso import schedules
 from torchlasso.activations import ActivationL1
 from torchlasso.certify import certificate, strength_max
 from torchlasso.estimators import LassoMLPClassifier, LassoMLPRegressor
@@ -13,9 +12,12 @@ from torchlasso.penalties.counting import L0, LHalf
 from torchlasso.penalties.group_mcp import GroupMCP
 from torchlasso.penalties.hierarchical import Hierarchical
 from torchlasso.penalties.nonconvex import MCP, SCAD, LogSum
+from torchlasso.penalties.ordered import SLOPE
 from torchlasso.penalties.separable import L1, ElasticNet
 from torchlasso.penalties.sparse_group import SparseGroupLasso
+from torchlasso.penalties.spectral import NuclearNorm
 from torchlasso.penalties.structured import GroupLasso
+from torchlasso.penalties.variation import TotalVariation
 from torchlasso.regularizer import Regularizer
 from torchlasso.simplenet import SimpleNet
 from torchlasso.sparsity import sparsity
@@ -29,6 +31,7 @@ __all__ = [
     "MCP",
     "NM",
     "SCAD",
+    "SLOPE",
     "ActivationL1",
     "Blocks",
     "ElasticNet",
@@ -41,17 +44,18 @@ __all__ = [
     "LassoMLPClassifier",
     "LassoMLPRegressor",
     "LogSum",
+    "NuclearNorm",
     "Penalty",
     "Regularizer",
     "SimpleNet",
     "SparseGroupLasso",
     "TargetSparsity",
     "TopK",
+    "TotalVariation",
     "Units",
     "attach",
     "certificate",
     "hierarchical",
-    "schedules",
     "sparsity",
     "strength_max",
 ]

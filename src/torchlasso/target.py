@@ -23,6 +23,7 @@ LOOK_EVERY = 10
 
 LOOKS = 100  # at least so many until ``by_step``, if it has so many steps
 MEASURE_EVERY = 5  # counts between two measurements of the gradients, which cost more
+_AMPLE = 8.0  # what a weight costs where any strength would zero it, in units of what its gradient promises
 _UNITS = ("weights", "groups")
 
 
@@ -274,12 +275,22 @@ class Block:
         return sum(float(torch.linalg.vector_norm(real(p.detach()), 1)) for p in self.term.parameters)
 
     def reach(self) -> float:
-        """Return the strength at which the gradients would leave all of it at zero; 0 without gradients."""
+        """Return the strength at which the gradients would leave all of it at zero; 0 without gradients.
+
+        Where any strength does, as that of ℓ0, it is one that outweighs what the gradients promise for the
+        weights that there are.
+        """
         grads = [p.grad for p in self.term.parameters]
         if any(grad is None for grad in grads):
             return 0.0
         dense = [grad.to_dense() if grad.is_sparse else grad for grad in grads if grad is not None]
-        return self.term.penalty.with_strength(1.0).strength_max(self.term.gather(dense))
+        unit, grad = self.term.penalty.with_strength(1.0), self.term.gather(dense)
+        largest = unit.strength_max(grad)
+        if largest != 0:
+            return largest
+        w = self.term.gather([p.detach() for p in self.term.parameters])
+        mean = float(unit.value(w)) / max(1, int(w.count_nonzero()))
+        return _AMPLE * float((grad * w).abs().max()) / mean if mean > 0 else 0.0
 
 
 def _layout(term: Term) -> GroupLayout:

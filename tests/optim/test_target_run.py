@@ -98,6 +98,16 @@ def test_a_net_on_minibatches_ends_at_the_request_and_refits_with_its_zeros(
     assert target.strength == strength
 
 
+@pytest.mark.parametrize("make", [lambda s: tl.LogSum(s, epsilon=0.05), tl.LHalf], ids=["LogSum", "LHalf"])
+def test_a_concave_penalty_is_driven_too(digits: Batches, make: Callable[[Any], Penalty]) -> None:
+    """The slope of ℓ½ at zero is infinite, so that no gradient says at which strength all would be zero."""
+    for part in (0.5, 0.95):
+        model, target = _net(), TargetSparsity(part, by_step=800)
+        optimizer, _ = MAKES["Adam"](model, tl.Regularizer(model, make(target)))
+        train(model, cross_entropy, digits.stream(), optimizer, steps=800)
+        assert abs(_zeros(*_weights(model)) - part) <= 0.005
+
+
 def test_by_step_may_be_the_end_of_a_cosine_decay(digits: Batches) -> None:
     model, target = _net(), TargetSparsity(0.9, by_step=600)
     optimizer, _ = MAKES["Adam"](model, tl.Regularizer(model, tl.L1(target)))

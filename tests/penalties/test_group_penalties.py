@@ -20,7 +20,7 @@ from torchlasso.penalties.nonconvex import MCP
 from torchlasso.penalties.separable import L1
 from torchlasso.penalties.sparse_group import SparseGroupLasso
 from torchlasso.penalties.structured import GroupLasso
-from torchlasso.prox_groups import group_firm_threshold_metric
+from torchlasso.proximal.groups import group_firm_threshold_metric
 from torchlasso.terms import Member, Term
 
 # ---- the sparse group lasso ---------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.penalties.brute import Array
 from tests.penalties.cases_hierarchical import argmin, value
 from torchlasso.errors import InputError
 from torchlasso.penalties.hierarchical import Hierarchical
-from torchlasso.prox_hierarchical import hierarchical_prox
+from torchlasso.proximal.hierarchical import hierarchical_prox
 
 
 def _hier_prox(theta: Array, rest: Array, lam: float, mu: float, bound: float) -> Array:

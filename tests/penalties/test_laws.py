@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from tests.penalties import cases_constraints, cases_groups, cases_hierarchical, cases_nonconvex
+from tests.penalties import (
+    cases_constraints,
+    cases_groups,
+    cases_hierarchical,
+    cases_nonconvex,
+    cases_ordered,
+)
 from tests.penalties.brute import Array
 from tests.penalties.cases import Shape, metric, point, steps
 from tests.penalties.whole import Whole
@@ -24,6 +30,7 @@ CASES: list[Whole] = [
     *cases_groups.CASES,
     *cases_constraints.CASES,
     *cases_hierarchical.CASES,
+    *cases_ordered.CASES,
 ]
 
 # Half precision computes in float32 and rounds once, so its tolerance is one rounding of the result.
@@ -392,5 +399,5 @@ def test_no_point_is_better_than_the_prox(row: Whole, data: Any) -> None:
     step = step.to(w.dtype)
     found = penalty.prox(w, step)
     for other in (w, z, w + z / 100, found + z / 1000, torch.zeros_like(w)):
-        allowed = penalty.prox(other, 0.0)
+        allowed = penalty.prox(other, 1.0 if row.constraint else 0.0)  # at step 0 a constraint moves nothing
         assert _at_most(penalty, found, allowed, w, step, 10 * row.tolerance)

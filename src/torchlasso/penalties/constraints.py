@@ -17,7 +17,7 @@ from torch import Tensor
 from torchlasso.errors import InputError
 from torchlasso.penalties.base import Penalty, Strength
 from torchlasso.prox import at_least_float32
-from torchlasso.prox_constraints import largest_entries, largest_of_each, moving_cost, project_l1_ball
+from torchlasso.proximal.constraints import largest_entries, largest_of_each, moving_cost, project_l1_ball
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchlasso.penalties.concave import InfiniteSlope
-from torchlasso.prox_nonconvex import half_threshold, hard_threshold
+from torchlasso.proximal.nonconvex import half_threshold, hard_threshold
 
 
 @final

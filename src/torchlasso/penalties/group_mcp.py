@@ -10,7 +10,7 @@ from torchlasso.layouts import GroupLayout
 from torchlasso.penalties.concave import check_above
 from torchlasso.penalties.structured import Groups, GroupWeights, NormPenalty, held_value
 from torchlasso.prox import group_norms
-from torchlasso.prox_groups import group_firm_threshold, group_firm_threshold_metric
+from torchlasso.proximal.groups import group_firm_threshold, group_firm_threshold_metric
 
 
 @final

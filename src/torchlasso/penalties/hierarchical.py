@@ -11,7 +11,7 @@ from torchlasso.errors import InputError
 from torchlasso.groups import layout_of
 from torchlasso.penalties.base import Penalty
 from torchlasso.prox import at_least_float32, group_norms
-from torchlasso.prox_hierarchical import hierarchical_prox
+from torchlasso.proximal.hierarchical import hierarchical_prox
 
 
 @final
@@ -24,8 +24,8 @@ class Hierarchical(Penalty):
     is out of the network.  ``torchlasso.hierarchical`` builds the matrix from the two layers.
 
     Prox: the exact global minimiser, also in a diagonal metric, by a one-dimensional root for each row; see
-    ``torchlasso.prox_hierarchical``.  A row with ``θ = 0`` may leave zero on account of its ``W``: then ``θ``
-    can point anywhere, and points along its first entry.
+    ``proximal/hierarchical.py``.  A row with ``θ = 0`` may leave zero on account of its ``W``: then ``θ`` can
+    point anywhere, and points along its first entry.
 
     Args:
         strength: λ ≥ 0 in units of the mean data loss per unit of ``θ``, or a function of the step.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlasso.penalties.concave import FiniteSlope, check_above
 from torchlasso.prox import Kink
-from torchlasso.prox_nonconvex import firm_threshold, log_threshold, scad_threshold
+from torchlasso.proximal.nonconvex import firm_threshold, log_threshold, scad_threshold
 
 
 @final

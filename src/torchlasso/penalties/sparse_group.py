@@ -10,7 +10,7 @@ from torchlasso.layouts import GroupLayout
 from torchlasso.penalties.base import check_ratio
 from torchlasso.penalties.structured import GroupPenalty, Groups, GroupWeights, held_residual, held_value
 from torchlasso.prox import at_least_float32, group_norms, soft_threshold
-from torchlasso.prox_groups import sparse_group_threshold
+from torchlasso.proximal.groups import sparse_group_threshold
 
 
 @final

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchlasso.optim.evidence import begin, is_alive, narrowed, step_with_evidence, widened
 from torchlasso.prox import Kink, at_least_float32, soft_threshold, soft_threshold_nonnegative
-from torchlasso.prox_nonconvex import firm_threshold, log_threshold
+from torchlasso.proximal.nonconvex import firm_threshold, log_threshold
 
 
 @dataclass(frozen=True, eq=False)

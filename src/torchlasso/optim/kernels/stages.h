@@ -186,7 +186,7 @@ INLINE C FN(logarithm)(C x) {
     return (C)(int32_t)(exponent - bias) * (C)0.69314718055994531 + 2 * z * sum;
 }
 
-/* The log-sum penalty: see log_threshold in prox_nonconvex.py. */
+/* The log-sum penalty: see log_threshold in proximal/nonconvex.py. */
 INLINE C FN(reweighted)(C size, C t, C epsilon) {
     const C both = size + epsilon, q = 4 * (t / both) * (epsilon / both);
     const C root = SQRT(FN(most)(0, 1 - q)), soft = FN(most)(0, size - t), ratio = size / epsilon;

@@ -13,7 +13,7 @@ from torchlasso.prox import (
     soft_threshold,
     usable_scale,
 )
-from torchlasso.prox_nonconvex import firm_threshold
+from torchlasso.proximal.nonconvex import firm_threshold
 
 
 def sparse_group_threshold(

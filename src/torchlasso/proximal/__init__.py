@@ -1,0 +1,1 @@
+"""Proximal maps of single penalties, as pure functions on tensors; what all share is in ``prox``."""
