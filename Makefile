@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/torchlasso demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
