@@ -220,6 +220,8 @@ def draw(results: dict[str, list[Done]], file: Path) -> None:
             levels = [level for level in PROBLEMS[name].levels if any(r.level == level for r in runs)]
             groups = [[r for r in runs if (r.method, r.level) == (method, level)] for level in levels]
             groups = [group for group in groups if group]
+            if not groups:
+                continue
             x = [float(np.mean([100 / r.outcome.compression for r in group])) for group in groups]
             y = [[r.outcome.accuracy for r in group] for group in groups]
             style = {"marker": "o", "ms": 4, "capsize": 2, "lw": 1.2 if len(groups) > 1 else 0}
@@ -227,6 +229,9 @@ def draw(results: dict[str, list[Done]], file: Path) -> None:
                 x, [float(np.mean(v)) for v in y], [float(np.std(v)) for v in y], label=method, **style
             )
         ax.set(xscale="log", xlabel="weights left, %", ylabel="test accuracy, %", title=PROBLEMS[name].title)
+        ticks = [100 / level for level in PROBLEMS[name].levels]
+        ax.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        ax.minorticks_off()
         ax.grid(visible=True, alpha=0.3)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()

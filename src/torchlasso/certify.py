@@ -175,11 +175,7 @@ def _row(term: Term, gradients: list[Tensor]) -> CertificateRow:
     strength = penalty.current_strength
     largest = penalty.residual(w, g)
     residual = float(largest.max()) / (strength or 1.0) if largest.numel() else 0.0
-    support = penalty.support(w)
-    slack = None
-    if strength > 0 and not bool(support.all()):
-        slack = 1 - penalty.strength_max(g.masked_fill(support, 0.0)) / strength
-    return CertificateRow(term.name, strength, residual, slack)
+    return CertificateRow(term.name, strength, residual, penalty.slack(w, g))
 
 
 def _largest(values: Iterable[float]) -> float:

@@ -1,6 +1,7 @@
 """Concave penalties in a step: the C pass, the bound on how far a weight shrinks, stationary points."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -135,3 +136,18 @@ def test_every_rule_ends_at_a_stationary_point(
     found = tl.certificate(model, regularizer, nn.functional.mse_loss, [(x, y)])
     assert found.residual < 1e-5
     assert (model.weight[0] != 0).nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("make", [tl.L0, tl.LHalf])
+@pytest.mark.parametrize("memory", [0, "auto"])
+def test_half_precision_is_not_inert(make: Callable[[float], tl.Penalty], memory: Any) -> None:
+    """The largest step is a tenth of what bfloat16 can tell from 1."""
+    model = nn.Linear(4, 1, bias=False).bfloat16()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
+    tl.attach(optimizer, tl.Regularizer(model, make(10.0)), memory=memory)
+    for step in range(1500):
+        model.weight.grad = torch.full_like(model.weight, 1e-3 * (-1) ** step)
+        optimizer.step()
+    assert (model.weight == 0).all()

@@ -244,3 +244,14 @@ def test_an_optimizer_without_a_metric_refuses() -> None:
     layer = nn.Linear(8, 1)
     with pytest.raises(UnsupportedOptimizerError, match="no slope at zero"):
         tl.attach(torch.optim.LBFGS(layer.parameters()), tl.Regularizer(layer, TopK(0.5)))
+
+
+@pytest.mark.parametrize("radius", [300.0, 1000.0])
+def test_a_large_projection_is_on_the_ball(radius: float) -> None:
+    """A million roundings in float32 would add up to more than the set allows."""
+    w = torch.randn(10**6, generator=torch.Generator().manual_seed(1))
+    ball = tl.L1Ball(radius)
+    x = ball.prox(w, 1.0)
+    assert float(x.double().abs().sum()) == pytest.approx(radius, rel=1e-6)
+    assert float(ball.value(x)) == 0.0
+    assert float(ball.residual(x, -x.sign()).max()) == 0.0  # the gradient is normal to the ball

@@ -141,3 +141,16 @@ def test_ties_in_the_metric_stay_ties_in_every_dtype() -> None:
         found = SLOPE(1.0, torch.tensor([0.5, 0.4, 0.1, 0.1])).prox(w, torch.tensor([1.0, 0.5, 0.25, 1.0]))
         assert found[0] == -found[1] > 0
         assert found[3] == 0
+
+
+def test_slack_is_what_the_zeros_may_still_gain() -> None:
+    """By trying: the zeros hold exactly as long as their gradients are scaled by less than 1/(1 − slack)."""
+    penalty = SLOPE(1.0, torch.tensor([10.0, 3.0, 1.0, 0.5]))
+    w = torch.tensor([3.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    grad = torch.tensor([-10.0, 1.5, 0.9, 0.2], dtype=torch.float64)
+    slack = penalty.slack(w, grad)
+    assert slack is not None
+    for factor, holds in ((0.999 / (1 - slack), True), (1.001 / (1 - slack), False)):
+        scaled = torch.cat([grad[:1], factor * grad[1:]])
+        assert bool((penalty.residual(w, scaled) < 1e-9).all()) == holds
+    assert penalty.slack(torch.ones(4), torch.ones(4)) is None

@@ -101,8 +101,11 @@ def shrunk_within(
         return penalty.prox(w, metric)
     if kink is not None and kink.convex:
         return penalty.prox(w, bounded(metric, kink, limit))
-    most = (MARGIN * torch.as_tensor(limit, device=w.device)).to(at_least_float32(w).dtype)
-    shrunk = torch.maximum(torch.minimum(penalty.prox(w, metric), w + most), w - most)
+    wide = at_least_float32(w)
+    most = (MARGIN * torch.as_tensor(limit, device=w.device)).to(wide.dtype)
+    if w.dtype != wide.dtype:
+        most = torch.maximum(most, _unit_in_last_place(w))  # a smaller move would be rounded away for good
+    shrunk = torch.maximum(torch.minimum(at_least_float32(penalty.prox(w, metric)), wide + most), wide - most)
     return penalty.with_strength(0.0).prox(shrunk.to(w.dtype), metric)  # the constraints hold in any case
 
 

@@ -140,6 +140,21 @@ class Penalty(ABC):
     def support(self, w: Tensor) -> Tensor:
         """Return a boolean tensor, True where the entry (or its whole group) is not zero."""
 
+    def slack(self, w: Tensor, grad: Tensor) -> float | None:
+        """Return ``1 − max |g|/λ`` over what is zero: how far the zeros are from returning.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+
+        Returns:
+            None if nothing is zero, or without a strength.
+        """
+        support, strength = self.support(w), self.current_strength
+        if strength == 0 or bool(support.all()):
+            return None
+        return 1 - self.strength_max(grad.masked_fill(support, 0.0)) / strength
+
     def kink(self, w: Tensor) -> Kink | None:
         """Return the slopes of the penalty at zero, or None if it has none.
 

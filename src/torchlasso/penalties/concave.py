@@ -3,7 +3,6 @@
 A subclass says three things of one magnitude ``u = |w|``: its cost, its slope, and the minimiser.
 """
 
-import sys
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,6 +13,8 @@ from torch import Tensor
 from torchlasso.errors import InputError
 from torchlasso.penalties.entrywise import Entrywise
 from torchlasso.prox import Kink, at_least_float32
+
+_WIDEST = 1e30  # of shape parameters: what float32 can still divide by
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +163,6 @@ def check_above(value: float, limit: float, name: str, why: str) -> None:
     Raises:
         InputError: it is too small, infinite or NaN.
     """
-    if not limit < value <= sys.float_info.max:
-        msg = f"{name} must be finite and above {limit:g} ({why}), got {value}"
+    if not max(limit, 1 / _WIDEST) < value <= _WIDEST:
+        msg = f"{name} must be above {limit:g} ({why}) and at most {_WIDEST:g}, got {value}"
         raise InputError(msg)

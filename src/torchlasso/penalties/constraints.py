@@ -285,7 +285,7 @@ class L1Ball(Constraint):
         return 4 * exact.eps * self.radius + w.numel() * exact.smallest_normal * exact.eps
 
     def _outside(self, w: Tensor) -> Tensor:
-        return at_least_float32(w).abs().sum() > self.radius + self._slack(w)
+        return w.double().abs().sum() > self.radius + self._slack(w)
 
     def _project(self, w: Tensor, step: Tensor | None) -> Tensor:
         return project_l1_ball(w, self.radius, step)
@@ -299,7 +299,7 @@ class L1Ball(Constraint):
         if self.radius == 0:
             return 0.0 * grad.abs()  # the set is a point, where every gradient is normal
         pull = (-grad * w.sign()).sum() / (w != 0).sum().clamp_min(1)
-        inside = w.abs().sum() < self.radius - self._slack(w)
+        inside = w.double().abs().sum() < self.radius - self._slack(w)
         price = torch.where(inside, 0.0, pull.clamp_min(0.0))
         return torch.where(w == 0, (grad.abs() - price).clamp_min(0.0), (grad + price * w.sign()).abs())
 

@@ -127,6 +127,23 @@ class SLOPE(Penalty):
         """Return where ``w`` is not zero."""
         return w != 0
 
+    def slack(self, w: Tensor, grad: Tensor) -> float | None:
+        """Return ``1 − max_j Σ_{i≤j} |g|_(i) / (λ·Σ_{i≤j} s_{k+i})`` over the zeros beside ``k`` others.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+
+        Returns:
+            None if nothing is zero, or without a strength.
+        """
+        zero, strength = w == 0, self.current_strength
+        if strength == 0 or not bool(zero.any()):
+            return None
+        ranked = grad.double()[zero].abs().sort(descending=True).values
+        room = strength * self._levels(w)[int((~zero).sum()) :].cumsum(0)
+        return 1 - float((ranked.cumsum(0) / room).nan_to_num(0.0, torch.inf).max())
+
     def describe(self) -> str:
         """Return the penalty without its strength."""
         return "SLOPE" if isinstance(self.sequence, Tensor) else f"SLOPE(bh, q={self.q:g})"

@@ -119,6 +119,14 @@ class NuclearNorm(Penalty):
             return float(matrix.abs().max())
         return float(torch.linalg.svdvals(matrix).max())
 
+    def slack(self, w: Tensor, grad: Tensor) -> None:
+        """Return None: it is singular values that vanish, and no entry is zero on its own account.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+        """
+
     def support(self, w: Tensor) -> Tensor:
         """Return where ``w`` is not zero; this penalty zeroes singular values and not entries."""
         return w != 0

@@ -127,6 +127,14 @@ class TotalVariation(Penalty):
             return math.inf
         return float(sums.abs().max())
 
+    def slack(self, w: Tensor, grad: Tensor) -> None:
+        """Return None: it is differences that vanish, and no entry is zero on its own account.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+        """
+
     def support(self, w: Tensor) -> Tensor:
         """Return where ``w`` is not zero; no entry is zero by this penalty."""
         return w != 0

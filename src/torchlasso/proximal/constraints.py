@@ -76,7 +76,8 @@ def project_l1_ball(w: Tensor, radius: float, step: Tensor | None = None) -> Ten
 
     ``x_i = sign(w_i)·max(|w_i| − θ·d_i, 0)``, with ``θ`` the root of ``Σ_i max(|w_i| − θ·d_i, 0) = radius``
     (0 inside).  That sum is convex and piecewise linear in ``θ``, so Newton's method rises to the root in a
-    few steps, each of which drops entries from the support, and stops on the root itself.
+    few steps, each of which drops entries from the support, and stops on the root itself.  Sums and ``θ`` are
+    in float64, and every entry is rounded once: in float32 a million roundings would leave the ball.
 
     Args:
         w: in float32 or wider.
@@ -94,15 +95,15 @@ def project_l1_ball(w: Tensor, radius: float, step: Tensor | None = None) -> Ten
         Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient projections onto the l1-ball for learning in
         high dimensions", ICML (2008).  The iteration: Michelot, J. Optim. Theory Appl. 50 (1986).
     """
-    size = w.abs().reshape(-1)
+    size = w.double().abs().reshape(-1)
     if not size.numel():
         return w.clone()
-    d = torch.ones_like(size) if step is None else step.to(w.dtype).expand_as(w).reshape(-1)
+    d = torch.ones_like(size) if step is None else step.double().expand_as(w).reshape(-1)
     largest = d.max()
     d = d / torch.where(largest > 0, largest, 1.0)  # θ absorbs the scale, and sums of huge steps overflow
     theta = _l1_root(size, d, radius)
     # θ·d is NaN where an entry that cannot move meets an infinite θ.
-    shrunk = (size - torch.where(d == 0, 0.0, theta * d)).clamp_min(0.0).reshape(w.shape)
+    shrunk = (size - torch.where(d == 0, 0.0, theta * d)).clamp_min(0.0).reshape(w.shape).to(w.dtype)
     result = torch.where(size.sum() <= radius, w, torch.copysign(shrunk, w))
     return torch.where(size.isnan().any() | d.isnan().any(), torch.nan, result) + 0.0
 
