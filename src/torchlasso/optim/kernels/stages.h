@@ -199,32 +199,33 @@ INLINE C FN(reweighted)(C size, C t, C epsilon) {
 }
 
 /* A slope that falls with the weight; the step moves it by no more than the limit. */
-INLINE C FN(concave)(const struct FN(scalars) s, C x, C t, C knee) {
-    const C firm = FN(firm)(ABS(x), t, knee), reweighted = FN(reweighted)(ABS(x), t, s.epsilon);
-    const C new = COPYSIGN(FN(pick)(s.kneed, firm, reweighted), x);
+INLINE C FN(concave)(const struct FN(scalars) s, C x, C t, C knee, const int shape) {
+    const C size = shape == KNEED ? FN(firm)(ABS(x), t, knee) : FN(reweighted)(ABS(x), t, s.epsilon);
+    const C new = COPYSIGN(size, x);
     return FN(constrained)(s, FN(most)(x - s.limit, FN(least)(x + s.limit, new)));
 }
 
-INLINE C FN(thresholded)(const struct FN(scalars) s, struct FN(moved) to, C t, C knee, const int usual) {
-    const C shrunk = FN(shrunk)(s, to.x, t, usual);
-    return usual ? shrunk : FN(pick)(s.kneed | s.curved, FN(concave)(s, to.x, to.a, knee), shrunk);
+INLINE C FN(thresholded)(const struct FN(scalars) s, struct FN(moved) to, C t, C knee, const int usual,
+                         const int shape) {
+    return shape == STRAIGHT ? FN(shrunk)(s, to.x, t, usual) : FN(concave)(s, to.x, to.a, knee, shape);
 }
 
-INLINE C FN(prox)(const struct FN(scalars) s, struct FN(moved) to, C knee, const int usual) {
+INLINE C FN(prox)(const struct FN(scalars) s, struct FN(moved) to, C knee, const int usual,
+                  const int shape) {
     C a = FN(least)(s.limit, to.a), t = a;
     if (!usual) a = FN(pick)(s.free, to.a, a), t = FN(pick)(s.free, 0, t);
-    return FN(ridge)(s, FN(thresholded)(s, to, t, knee, usual), a, usual);
+    return FN(ridge)(s, FN(thresholded)(s, to, t, knee, usual, shape), a, usual);
 }
 
 /* See evidence.py for what is done here and why. */
 INLINE C FN(weigh)(const struct FN(scalars) s, struct FN(moved) to, C knee, C one, C *rho,
-                   const int usual) {
+                   const int usual, const int shape) {
     const C t = FN(least)(s.limit, to.a), old = *rho;
     C gain = to.x * FN(most)(s.bound, to.q), drift = s.rate;
     const U still = usual ? 0 : FN(mask)(t == 0); /* where the metric is 0 nothing has moved */
     if (!usual) gain = FN(pick)(still, 0, gain), drift = FN(pick)(still, 0, drift);
     const int alive = ABS(old) > 2;
-    const C shrunk = FN(thresholded)(s, to, t, knee, usual);
+    const C shrunk = FN(thresholded)(s, to, t, knee, usual, shape);
     /* A weight that dies counts as one whose evidence had been at the edge. */
     const C sum = FN(clamp)(old, one) + gain;
     C drifted = alive ? sum - COPYSIGN(drift, old) : FN(shrunk)(s, sum, drift, usual);
@@ -266,10 +267,10 @@ INLINE void FN(usual)(const struct FN(scalars) s, const struct FN(tensors) t, in
         C rho = evidence ? t.rho[i] : 4;
         const struct FN(moved) to = FN(moved_by)(s, t, i, rho, kind, 1);
         if (evidence) {
-            const C new = FN(weigh)(s, to, 0, one, &rho, 1);
+            const C new = FN(weigh)(s, to, 0, one, &rho, 1, STRAIGHT);
             FN(put)(t, i, new, rho);
         } else {
-            t.w[i] = SAVE(FN(prox)(s, to, 0, 1) + 0);
+            t.w[i] = SAVE(FN(prox)(s, to, 0, 1, STRAIGHT) + 0);
         }
     }
 }
@@ -292,9 +293,9 @@ INLINE void FN(move)(const struct FN(scalars) s, const struct FN(tensors) t, int
 }
 
 INLINE C FN(settled)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t i, C one, C *rho,
-                     const int mode, const int usual) {
+                     const int mode, const int usual, const int shape) {
     const struct FN(moved) to = {t.x[i], t.a[i], t.q[i]};
-    if (usual) return FN(weigh)(s, to, 0, one, rho, 1);
+    if (usual) return FN(weigh)(s, to, 0, one, rho, 1, STRAIGHT);
     if (mode == FROZEN) {
         const U alive = FN(alive)(*rho), zero = FN(mask)(LOAD(t.w[i]) == 0);
         const C new = FN(pick)(alive & ~zero, FN(constrained)(s, to.x), 0);
@@ -303,20 +304,21 @@ INLINE C FN(settled)(const struct FN(scalars) s, const struct FN(tensors) t, int
     }
     const U kept = FN(mask)(t.c[i] == 0), excluded = FN(mask)(t.c[i] == (C)INFINITY);
     const C old = *rho, knee = s.knee * t.c[i];
-    C new = mode == WEIGHED ? FN(weigh)(s, to, knee, one, rho, 0) : FN(prox)(s, to, knee, 0);
+    C new = mode == WEIGHED ? FN(weigh)(s, to, knee, one, rho, 0, shape)
+                               : FN(prox)(s, to, knee, 0, shape);
     new = FN(pick)(excluded, 0, FN(pick)(kept, FN(constrained)(s, to.x), new));
     *rho = FN(pick)(kept | excluded | FN(mask)(mode == MARKED), FN(side)(new, old), *rho);
     return new;
 }
 
 INLINE void FN(settle)(const struct FN(scalars) s, const struct FN(tensors) t, int64_t n, const int mode,
-                       const int usual) {
+                       const int usual, const int shape) {
     C one = 1;
     HIDE(one);
     INDEPENDENT
     for (int64_t i = 0; i < n; i++) {
         C rho = t.rho[i];
-        const C new = FN(settled)(s, t, i, one, &rho, mode, usual);
+        const C new = FN(settled)(s, t, i, one, &rho, mode, usual, shape);
         FN(put)(t, i, new, rho);
     }
 }
@@ -334,7 +336,7 @@ INLINE void FN(block)(const struct FN(scalars) s, const struct FN(tensors) t, in
     }
     if (usual) {
         switch (kind) {
-            case STEP_ADAM: FN(move)(s, t, n, STEP_ADAM, 1); FN(settle)(s, t, n, WEIGHED, 1); return;
+            case STEP_ADAM: FN(move)(s, t, n, STEP_ADAM, 1); FN(settle)(s, t, n, WEIGHED, 1, STRAIGHT); return;
             case STEP_SGD: FN(usual)(s, t, n, STEP_SGD, 1); return;
             case SHRINK_ADAM: FN(usual)(s, t, n, SHRINK_ADAM, 1); return;
             default: FN(usual)(s, t, n, SHRINK, 1); return;
@@ -348,9 +350,16 @@ INLINE void FN(block)(const struct FN(scalars) s, const struct FN(tensors) t, in
         default: FN(move)(s, t, n, SHRINK_EACH, 0);
     }
     switch (mode) {
-        case WEIGHED: FN(settle)(s, t, n, WEIGHED, 0); break;
-        case FROZEN: FN(settle)(s, t, n, FROZEN, 0); break;
-        default: FN(settle)(s, t, n, MARKED, 0);
+        case FROZEN: FN(settle)(s, t, n, FROZEN, 0, STRAIGHT); return;
+        case WEIGHED:
+            if (s.kneed) FN(settle)(s, t, n, WEIGHED, 0, KNEED);
+            else if (s.curved) FN(settle)(s, t, n, WEIGHED, 0, CURVED);
+            else FN(settle)(s, t, n, WEIGHED, 0, STRAIGHT);
+            return;
+        default:
+            if (s.kneed) FN(settle)(s, t, n, MARKED, 0, KNEED);
+            else if (s.curved) FN(settle)(s, t, n, MARKED, 0, CURVED);
+            else FN(settle)(s, t, n, MARKED, 0, STRAIGHT);
     }
 }
 

@@ -16,6 +16,9 @@
 enum kind { STEP_ADAM, STEP_SGD, SHRINK_ADAM, SHRINK, SHRINK_EACH };
 /* Without rho; with it, but nothing dies; with evidence; zeros stay. */
 enum mode { PLAIN, MARKED, WEIGHED, FROZEN };
+/* Of the penalty: a constant slope, one that is 0 from a knee on, or one that halves at epsilon.  Constants, so
+ * that what one of them costs the others do not pay. */
+enum shape { STRAIGHT, KNEED, CURVED };
 enum dtype { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 
 enum { BLOCK = 256 }; /* entries for which scratch memory is at hand */
