@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -202,3 +203,28 @@ def test_one_weight_of_few_moves_the_strength_gently() -> None:
     for step, zeros in ((700, 5), (710, 5), (720, 6)):
         steering.look(step, zeros, still=False)
     assert -0.6 < steering.level - math.log(0.01) < 0
+
+
+def test_in_a_loss_without_an_optimizer_it_says_so() -> None:
+    """It would stay at strength 0 for ever."""
+    model = nn.Linear(4, 1)
+    regularizer = tl.Regularizer(model, tl.L1(TargetSparsity(0.5, by_step=10)))
+    with pytest.raises(InputError, match=r"use torchlasso\.attach first"):
+        regularizer()
+    tl.attach(torch.optim.SGD(model.parameters(), lr=0.1), regularizer)
+    assert float(regularizer().detach()) == 0.0  # for the log; no gradient was seen yet
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda s: tl.SparseGroupLasso(s, groups="columns"),
+        lambda s: tl.GroupMCP(s, groups="columns"),
+        lambda s: tl.GroupLasso(s, groups="columns"),
+    ],
+)
+def test_the_groups_of_every_group_penalty_are_counted(penalty: Any) -> None:
+    target = TargetSparsity(keep=2, of="groups", by_step=10)
+    regularizer = tl.Regularizer(nn.Linear(4, 3), penalty(target))
+    (block,) = target.blocks(regularizer.terms)
+    assert block.total == 4

@@ -114,6 +114,10 @@ class Regularizer:
     def __call__(self) -> Tensor:
         """Return the penalty at the current weights and step, a differentiable 0-d tensor.
 
+        Raises:
+            InputError: in a loss it would do nothing, as the weights are outside a constraint, or a strength
+                is a ``TargetSparsity`` that no optimizer drives.
+
         Example:
             >>> from torch import nn
             >>> from torchlasso import L1
@@ -123,6 +127,8 @@ class Regularizer:
             tensor(1., grad_fn=<SumBackward0>)
         """
         values = [term.value() for term in self.current_terms()]
+        if torch.is_grad_enabled():  # as a part of the loss
+            _check_additive(self.terms, values)
         return torch.stack([value.to(values[0].device) for value in values]).sum()
 
     def current_terms(self) -> tuple[Term, ...]:
@@ -282,6 +288,19 @@ def _check_used(
                 "default, name it exactly or give the Parameter itself; what is frozen must be unfrozen"
             )
             raise RuleError(msg)
+
+
+def _check_additive(terms: Iterable[Term], values: Iterable[Tensor]) -> None:
+    for term, value in zip(terms, values, strict=True):
+        if not term.penalty.has_strength and bool(value.isinf()):
+            msg = (
+                f"{term.penalty.describe()} on {term.name} is a constraint, which has no gradient and would "
+                "do nothing in a loss; use torchlasso.attach"
+            )
+            raise InputError(msg)
+        if not getattr(term.penalty.strength, "driven", True):
+            msg = f"{term.penalty.strength!r} is moved by an optimizer's steps; use torchlasso.attach first"
+            raise InputError(msg)
 
 
 def _joint_reason(term: Term) -> str:

@@ -57,6 +57,7 @@ class TargetSparsity:
 
     Attributes:
         strength: λ now.
+        driven: whether an optimizer moves the strength; until one is attached nobody does.
         kept: how many were not zero at the last count, None before the first.
         total: of how many.
 
@@ -96,6 +97,7 @@ class TargetSparsity:
         self.sparsity = None if sparsity is None else _part(sparsity)
         self.keep = None if keep is None else whole(keep, "keep", 1, "weights or groups")
         self.of, self.by_step = of, whole(by_step, "by_step", 1)
+        self.driven = False
         self.restart()
 
     def restart(self) -> None:
@@ -294,16 +296,14 @@ class Block:
 
 
 def _layout(term: Term) -> GroupLayout:
-    like = torch.empty((), dtype=torch.float32, device=term.parameters[0].device).expand(term.shape)
-    kink = term.penalty.with_strength(1.0).kink(like)
-    layout = None if kink is None else kink.groups
-    if layout is None or not hasattr(layout, "count"):
+    layout = term.penalty.layout(term.shape)
+    if layout is None:
         msg = (
             f"{term.penalty.describe()} on {term.name} has no groups to count; use a penalty such as "
             "GroupLasso, or TargetSparsity(of='weights')"
         )
         raise InputError(msg)
-    return layout  # type: ignore[return-value]  # the groups of penalties are layouts
+    return layout
 
 
 def _part(sparsity: object) -> float:

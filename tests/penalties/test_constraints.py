@@ -255,3 +255,14 @@ def test_a_large_projection_is_on_the_ball(radius: float) -> None:
     assert float(x.double().abs().sum()) == pytest.approx(radius, rel=1e-6)
     assert float(ball.value(x)) == 0.0
     assert float(ball.residual(x, -x.sign()).max()) == 0.0  # the gradient is normal to the ball
+
+
+def test_in_a_loss_a_constraint_says_that_it_does_nothing() -> None:
+    layer = torch.nn.Linear(4, 4)
+    regularizer = tl.Regularizer(layer, tl.TopK(0.5))
+    with pytest.raises(InputError, match="constraint, which has no gradient"):
+        regularizer()
+    with torch.no_grad():
+        assert float(regularizer()) == float("inf")  # for a certificate
+        layer.weight.copy_(tl.TopK(0.5).prox(layer.weight, 1.0))
+    assert float(regularizer().detach()) == 0.0

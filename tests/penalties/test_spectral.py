@@ -146,3 +146,9 @@ def test_training_ends_at_the_low_rank_optimum(kind: str) -> None:
 def test_a_vector_is_refused() -> None:
     with pytest.raises(InputError, match="two dimensions or more"):
         NuclearNorm(0.1).validate(torch.Size((3,)))
+
+
+def test_a_certificate_claims_no_slack() -> None:
+    """No entry is zero on account of the penalty, whatever the gradient there."""
+    w = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    assert NuclearNorm(0.1).slack(w, torch.ones(2, 2)) is None

@@ -143,3 +143,9 @@ def test_a_dimension_is_a_whole_number(dim: object) -> None:
 def test_a_dimension_that_is_not_there_is_refused(shape: tuple[int, ...], dim: int) -> None:
     with pytest.raises(InputError, match="no dimension"):
         TotalVariation(0.1, dim=dim).validate(torch.Size(shape))
+
+
+def test_a_certificate_claims_no_slack() -> None:
+    """No entry is zero on account of the penalty, whatever the gradient there."""
+    w = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    assert TotalVariation(0.1).slack(w, torch.ones(2, 2)) is None

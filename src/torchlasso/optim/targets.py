@@ -27,6 +27,7 @@ class Targets:
             if isinstance(target, TargetSparsity) and all(target is not known for known, _ in of.values()):
                 pairs = zip(regularizer.terms, strengths, strict=True)
                 of[first.name] = target, target.blocks(t for t, strength in pairs if strength is target)
+                target.driven = True
                 if restart:
                     target.restart()
         self._of = of

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torchlasso.errors import InputError
+from torchlasso.layouts import GroupLayout
 from torchlasso.prox import Kink
 
 Strength = float | str | Callable[[int], float]
@@ -163,6 +164,14 @@ class Penalty(ABC):
 
         Args:
             w: a tensor shaped like the weights, in float32 or wider; only its shape, type and device count.
+        """
+        return None
+
+    def layout(self, shape: torch.Size) -> GroupLayout | None:
+        """Return the groups that vanish whole, or None if the penalty has none.
+
+        Args:
+            shape: of the weights.
         """
         return None
 

@@ -60,7 +60,7 @@ class GroupMCP(NormPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """Return ``Σ_g MCP(‖w_g‖₂; strength·c_g, γ)``, with gradient 0 at a zero group."""
-        layout = self._layout(w.shape)
+        layout = self.layout(w.shape)
         norms = group_norms(w, layout)
         c, excluded = self._weights(layout, norms)
         level = self.current_strength * c

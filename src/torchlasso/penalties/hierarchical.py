@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchlasso.errors import InputError
 from torchlasso.groups import layout_of
+from torchlasso.layouts import GroupLayout, KeptDims
 from torchlasso.penalties.base import Penalty
 from torchlasso.prox import at_least_float32, group_norms
 from torchlasso.proximal.hierarchical import hierarchical_prox
@@ -140,6 +141,14 @@ class Hierarchical(Penalty):
         count = torch.arange(1, largest.shape[1] + 1, dtype=grad.dtype, device=grad.device)
         needed = torch.cat([theta, (theta + self.M * largest) / (1 + self.M * self.inner * count)], dim=1)
         return float(needed.max()) if needed.numel() else 0.0
+
+    def layout(self, shape: torch.Size) -> GroupLayout:
+        """Return the rows: each is a feature.
+
+        Args:
+            shape: of the weights.
+        """
+        return KeptDims(tuple(shape), (0,))
 
     def support(self, w: Tensor) -> Tensor:
         """Return True over every entry of a row that has a nonzero entry."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchlasso.layouts import GroupLayout
 from torchlasso.penalties.base import check_ratio
-from torchlasso.penalties.structured import GroupPenalty, Groups, GroupWeights, held_residual, held_value
+from torchlasso.penalties.structured import GroupPenalty, Groups, GroupWeights, held_value
 from torchlasso.prox import at_least_float32, group_norms, soft_threshold
 from torchlasso.proximal.groups import sparse_group_threshold
 
@@ -54,39 +54,12 @@ class SparseGroupLasso(GroupPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """Return ``strength · Σ_g [ρ‖w_g‖₁ + (1 − ρ)c_g‖w_g‖₂]``, with gradient 0 at every kink."""
-        layout = self._layout(w.shape)
+        layout = self.layout(w.shape)
         norms = group_norms(w, layout)
         c, excluded = self._weights(layout, norms)
         entries, groups = at_least_float32(w).abs().sum(), (c * norms).sum()
         total = self.current_strength * (self.l1_ratio * entries + (1 - self.l1_ratio) * groups)
         return held_value(total, norms, excluded)
-
-    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
-        """Return the distance of ``−g`` to the subdifferential, one norm a group.
-
-        A group of zeros has ``max(‖soft(g, λρ)‖ − λ(1 − ρ)c, 0)``.  In another an entry counts
-        ``|g_i + λρ·sign(w_i) + λ(1 − ρ)c·w_i/‖w‖|``, or ``max(|g_i| − λρ, 0)`` if it is zero.
-
-        Args:
-            w: the current weights.
-            grad: the gradient of the data loss at ``w``.
-
-        Returns:
-            A vector of one residual a group (infinite for an excluded group that is not zero).
-        """
-        layout = self._layout(w.shape)
-        w, grad = at_least_float32(w), at_least_float32(grad)
-        c, excluded = self._weights(layout, w)
-        entry = self.current_strength * self.l1_ratio
-        level = self.current_strength * (1 - self.l1_ratio) * c
-        norm = group_norms(w, layout)
-        alive = norm != 0  # NaN counts as alive, so that it shows
-        inner = soft_threshold(grad, entry)
-        pull = w / layout.expand(torch.where(alive, norm, 1.0)) * layout.expand(level)
-        on = torch.where(w == 0, inner, grad + entry * w.sign() + pull)
-        off = (group_norms(inner, layout) - level).clamp_min(0.0)
-        result = torch.where(alive, group_norms(on, layout), off)
-        return result if excluded is None else held_residual(result, alive, excluded)
 
     def strength_max(self, grad: Tensor) -> float:
         """Return the largest root λ over the groups of ``‖soft(g, λρ)‖₂ = λ(1 − ρ)c``.
@@ -97,7 +70,7 @@ class SparseGroupLasso(GroupPenalty):
         Returns:
             The smallest strength at which zero is stationary.
         """
-        layout = self._layout(grad.shape)
+        layout = self.layout(grad.shape)
         grad = at_least_float32(grad)
         c, excluded = self._weights(layout, grad)
         if excluded is not None:
@@ -108,6 +81,13 @@ class SparseGroupLasso(GroupPenalty):
     def describe(self) -> str:
         """Return the penalty without its strength."""
         return f"SparseGroupLasso({self._named_groups}, l1_ratio={self.l1_ratio:g})"
+
+    def _slopes_at_zero(self, c: Tensor) -> tuple[float, Tensor]:
+        strength = self.current_strength
+        return strength * self.l1_ratio, strength * (1 - self.l1_ratio) * c
+
+    def _slope(self, norm: Tensor, level: Tensor) -> Tensor:
+        return level
 
     def _shrink(self, w: Tensor, step: float | Tensor, c: Tensor, layout: GroupLayout) -> Tensor:
         entry, group = self._thresholds(step, c)

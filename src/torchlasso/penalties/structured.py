@@ -18,6 +18,7 @@ from torchlasso.prox import (
     group_norms,
     group_soft_threshold,
     group_soft_threshold_metric,
+    soft_threshold,
 )
 
 Groups = str | Sequence[Sequence[int]] | Grouping
@@ -46,7 +47,7 @@ class GroupPenalty(Penalty):
 
     def validate(self, shape: torch.Size) -> None:
         """Raise ``InputError`` if the groups or their weights do not fit ``shape``."""
-        count = self._layout(shape).count
+        count = self.layout(shape).count
         if isinstance(self.weights, Tensor) and self.weights.numel() not in (1, count):
             got = self.weights.numel()
             msg = f"weights must hold one entry a group ({count} groups in {tuple(shape)}), got {got}"
@@ -62,7 +63,7 @@ class GroupPenalty(Penalty):
         Returns:
             A new tensor of the shape and dtype of ``w``.
         """
-        layout = self._layout(w.shape)
+        layout = self.layout(w.shape)
         c, excluded = self._weights(layout, at_least_float32(w))
         if self.current_strength == 0:
             result = w + 0.0
@@ -81,9 +82,45 @@ class GroupPenalty(Penalty):
     def _shrink_in_metric(self, w: Tensor, step: Tensor, c: Tensor, layout: GroupLayout) -> Tensor:
         """Return the proximal map for an elementwise step, at a strength above 0."""
 
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return the distance of ``−g`` to the subdifferential, one norm a group.
+
+        With an entry's own slope ``a`` (0 but for ``SparseGroupLasso``) and the group's slope ``φ'``, a group
+        of zeros has ``max(‖soft(g, a)‖ − φ'(0), 0)``.  In another an entry counts
+        ``|g_i + a·sign(w_i) + φ'(‖w‖)·w_i/‖w‖|``, or ``max(|g_i| − a, 0)`` if it is zero.
+
+        Args:
+            w: the current weights.
+            grad: the gradient of the data loss at ``w``.
+
+        Returns:
+            A vector of one residual a group (infinite for an excluded group that is not zero).
+        """
+        layout = self.layout(w.shape)
+        w, grad = at_least_float32(w), at_least_float32(grad)
+        c, excluded = self._weights(layout, w)
+        entry, level = self._slopes_at_zero(c)
+        norm = group_norms(w, layout)
+        alive = norm != 0  # NaN counts as alive, so that it shows
+        inner = soft_threshold(grad, entry)
+        slope = self._slope(norm, level)
+        pull = w / layout.expand(torch.where(alive, norm, 1.0)) * layout.expand(slope)
+        on = torch.where(w == 0, inner, grad + entry * w.sign() + pull)
+        off = (group_norms(inner, layout) - level).clamp_min(0.0)
+        result = torch.where(alive, group_norms(on, layout), off)
+        return result if excluded is None else held_residual(result, alive, excluded)
+
+    @abstractmethod
+    def _slopes_at_zero(self, c: Tensor) -> tuple[float, Tensor]:
+        """Return the slope of every single entry at zero, and that of the groups with weights ``c``."""
+
+    @abstractmethod
+    def _slope(self, norm: Tensor, level: Tensor) -> Tensor:
+        """Return ``φ'`` at the norms of groups that are not zero, ``level`` being that at zero."""
+
     def support(self, w: Tensor) -> Tensor:
         """Return True over every entry of a group that has a nonzero entry."""
-        layout = self._layout(w.shape)
+        layout = self.layout(w.shape)
         return layout.expand(layout.sum((w != 0).to(torch.float32)) > 0).expand_as(w)
 
     @property
@@ -91,7 +128,12 @@ class GroupPenalty(Penalty):
         """The groups, as ``describe`` shows them."""
         return f"{len(self.groups)} lists" if isinstance(self.groups, tuple) else str(self.groups)
 
-    def _layout(self, shape: torch.Size) -> GroupLayout:
+    def layout(self, shape: torch.Size) -> GroupLayout:
+        """Return the groups of a tensor.
+
+        Args:
+            shape: of the weights.
+        """
         return layout_of(self.groups, tuple(shape))
 
     def _weights(self, layout: GroupLayout, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -107,31 +149,8 @@ class GroupPenalty(Penalty):
 class NormPenalty(GroupPenalty):
     """A penalty on norms alone, ``Σ_g φ(‖w_g‖)``, whose slope at zero is ``φ'(0) = strength·c_g``."""
 
-    @abstractmethod
-    def _slope(self, norm: Tensor, level: Tensor) -> Tensor:
-        """Return ``φ'`` at the norms of groups that are not zero, ``level`` being that at zero."""
-
-    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
-        """Return ``‖g + φ'(‖w‖)·w/‖w‖‖`` for a group that is not zero, else ``max(‖g‖ − λc, 0)``.
-
-        Args:
-            w: the current weights.
-            grad: the gradient of the data loss at ``w``.
-
-        Returns:
-            A vector of one residual a group (infinite for an excluded group that is not zero).
-        """
-        layout = self._layout(w.shape)
-        w, grad = at_least_float32(w), at_least_float32(grad)
-        c, excluded = self._weights(layout, w)
-        level = self.current_strength * c
-        norm = group_norms(w, layout)
-        alive = norm != 0  # NaN counts as alive, so that it shows
-        slope = self._slope(norm, level)
-        direction = w / layout.expand(torch.where(alive, norm, 1.0)) * layout.expand(slope)
-        off = (group_norms(grad, layout) - level).clamp_min(0.0)
-        result = torch.where(alive, group_norms(grad + direction, layout), off)
-        return result if excluded is None else held_residual(result, alive, excluded)
+    def _slopes_at_zero(self, c: Tensor) -> tuple[float, Tensor]:
+        return 0.0, self.current_strength * c
 
     def strength_max(self, grad: Tensor) -> float:
         """Return ``max_g ‖g_g‖₂ / c_g`` over the penalised groups.
@@ -142,7 +161,7 @@ class NormPenalty(GroupPenalty):
         Returns:
             The smallest strength at which zero is stationary.
         """
-        layout = self._layout(grad.shape)
+        layout = self.layout(grad.shape)
         norms = group_norms(grad, layout)
         c, _ = self._weights(layout, norms)
         ratio = torch.where(c > 0, norms / torch.where(c > 0, c, 1.0), 0.0)
@@ -150,7 +169,7 @@ class NormPenalty(GroupPenalty):
 
     def kink(self, w: Tensor) -> Kink:
         """Return ``λc`` of every group, infinite for the excluded ones."""
-        layout = self._layout(w.shape)
+        layout = self.layout(w.shape)
         c, excluded = self._weights(layout, w)
         slope = self.current_strength * c
         slope = slope if excluded is None else torch.where(excluded, torch.inf, slope)
@@ -165,8 +184,8 @@ class NormPenalty(GroupPenalty):
         Raises:
             InputError: the groups are runs or lists of a vector, which as real numbers is a matrix.
         """
-        layout = self._layout(shape)
-        if not isinstance(self.groups, str) and self._layout(torch.Size((*shape, 2))).count != layout.count:
+        layout = self.layout(shape)
+        if not isinstance(self.groups, str) and self.layout(torch.Size((*shape, 2))).count != layout.count:
             msg = f"groups={self.groups!r} mean something else on a complex vector; use a matrix of one row"
             raise InputError(msg)
         return self if self.weights != "sqrt" else replace(self, weights=layout.sizes.sqrt())  # type: ignore[call-arg]  # which every penalty on norms takes
@@ -231,7 +250,7 @@ class GroupLasso(NormPenalty):
 
     def value(self, w: Tensor) -> Tensor:
         """Return ``strength · Σ_g c_g ‖w_g‖₂``, with gradient 0 at a zero group."""
-        layout = self._layout(w.shape)
+        layout = self.layout(w.shape)
         norms = group_norms(w, layout)
         c, excluded = self._weights(layout, norms)
         return held_value(self.current_strength * (c * norms).sum(), norms, excluded)
