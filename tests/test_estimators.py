@@ -15,18 +15,10 @@ from sklearn.linear_model import Lasso, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import torchlasso as tl
 from torchlasso.errors import InputError
 from torchlasso.mlp import linear_layers
-
-
-@pytest.mark.slow
-@parametrize_with_checks([tl.LassoMLPClassifier(), tl.LassoMLPRegressor()])
-def test_scikit_learns_checks(estimator, check) -> None:
-    check(estimator)
-
 
 # --- the linear models are the convex problems ---------------------------------------------------------
 
@@ -194,6 +186,8 @@ WRONG = {
     "batch_size": [0, -5, 2.5, "all"],
     "validation_fraction": [0.0, 1.0, -0.1, math.nan, "half"],
     "device": ["toaster"],
+    "budget": [3, "long"],
+    "always_keep": [[6], [-1], ["a"], [True], 3, "a"],
 }
 
 

@@ -273,7 +273,7 @@ def test_equal_requests_share_one_layout() -> None:
 
 @pytest.mark.parametrize("groups", ["row", "", "Columns"])
 def test_unknown_names_are_refused_and_the_known_ones_listed(groups: str) -> None:
-    with pytest.raises(InputError, match=r"\['columns', 'kernels', 'pairs', 'rows', 'tensor'\]"):
+    with pytest.raises(InputError, match=r"\['channels', 'columns', 'kernels', 'pairs', 'rows', 'tensor'\]"):
         normalise_groups(groups)
 
 

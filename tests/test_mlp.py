@@ -1,12 +1,14 @@
 """What the networks say of their own parts agrees with what their outputs do."""
 
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from torchlasso.mlp import Rescale, build_mlp, clear_unread_units, linear_layers, used_features
+from torchlasso.mlp import Rescale, build_mlp, clear_unread_units, linear_layers, seeded, used_features
 
 SHAPES = [(), (3,), (6, 4), (5, 4, 3)]
 
@@ -96,3 +98,15 @@ def test_a_linear_model_can_be_rescaled_too() -> None:
     model = build_mlp(3, (), 1, rescale=(2.0, 10.0))
     assert [name for name, _ in linear_layers(model)] == ["output.weight"]
     assert used_features(model).all()
+
+
+def test_networks_built_in_threads_are_those_built_one_after_the_other():
+    def first_weight(seed: int) -> Tensor:
+        with seeded(seed):
+            time.sleep(0.01)  # let the other threads in, if they can
+            return build_mlp(4, (3,), 1)[0].weight.detach()
+
+    alone = [first_weight(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(first_weight, range(8)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from torchlasso.mlp import build_mlp
 from torchlasso.path import (
     Path,
     PathPoint,
+    choose,
     measure_point,
     row_losses,
     standard_error,
     strength_grid,
     walk,
+    weighted_mean,
 )
 from torchlasso.tasks import Task
 from torchlasso.training import Batches
@@ -57,6 +60,23 @@ def test_the_standard_error_is_the_textbook_one() -> None:
     point = _point(1.0, [1.0, 2.0, 3.0, 4.0])
     assert point.valid_loss == 2.5
     assert point.valid_se == pytest.approx(math.sqrt(5 / 12))
+
+
+def test_means_of_batches_count_by_their_rows() -> None:
+    values, sizes = torch.tensor([1.0, 4.0], dtype=torch.float64), torch.tensor([3.0, 1.0]).double()
+    assert weighted_mean(values, sizes) == 1.75
+    # deviations −0.75 and 2.25, weighted ¾ and ¼: ±0.5625; √(2/1 · 2 · 0.5625²)
+    assert standard_error(values, sizes) == pytest.approx(2 * 0.5625)
+    rows = torch.tensor([1.0, 2.0, 3.0, 7.0], dtype=torch.float64)
+    ones = torch.ones(4, dtype=torch.float64)
+    assert weighted_mean(rows, ones) == weighted_mean(rows)
+    assert standard_error(rows, ones) == pytest.approx(standard_error(rows))
+    assert standard_error(rows[:1], ones[:1]) == 0.0
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(InputError, match=r"'min'.*'1se'.*got '2se'"):
+        choose([_point(0.1, [1.0])], "2se")  # type: ignore[arg-type]
 
 
 def test_one_standard_error_pairs_the_rows() -> None:
@@ -138,6 +158,21 @@ def test_a_walk_fits_measures_and_tells_in_order_and_stops() -> None:
     )
     assert [point.strength for point in points] == [1.0, 2.0, 3.0]
     assert events == [e for s in (1.0, 2.0, 3.0) for e in (("fit", s), ("measure", s), "told")]
+
+
+def test_a_walk_reads_its_strengths_as_it_goes() -> None:
+    points: list[PathPoint] = []
+
+    def strengths() -> Iterator[float]:
+        while True:
+            yield 1.0 if not points else 2 * points[-1].strength
+
+    def measure(strength: float) -> PathPoint:
+        points.append(_point(strength, [strength]))
+        return points[-1]
+
+    walk(lambda strength: None, measure, strengths(), stop=lambda point: point.strength >= 8)
+    assert [point.strength for point in points] == [1.0, 2.0, 4.0, 8.0]
 
 
 def test_a_point_is_measured_by_counting() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import torchlasso as tl
 from torchlasso.tasks import Task
-from torchlasso.training import Batches, constant, cosine, solve_linear, train
+from torchlasso.training import Batches, constant, cosine, raise_eps, solve_linear, train
 
 
 def _numbered(rows: int, size: int, seed: int = 0) -> Batches:
@@ -105,6 +105,25 @@ def test_train_is_plain_sgd_with_the_decay_and_restores_the_rates() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.1]
     assert len(told) == 4
     assert model.training
+
+
+def test_train_returns_the_loss_before_every_step() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    stream = itertools.repeat((torch.ones(1, 1), torch.zeros(1, 1)))
+    losses = train(model, nn.functional.mse_loss, stream, optimizer, steps=3)
+    assert losses.tolist() == [4.0, 1.0, 0.25]  # w halves: the gradient is 2w
+    assert not losses.requires_grad
+    assert len(train(model, nn.functional.mse_loss, stream, optimizer, steps=0)) == 0
+
+
+def test_eps_is_raised_and_never_lowered() -> None:
+    groups = [{"eps": 1e-8}, {"eps": 0.5}]
+    raise_eps(groups, 0.1)
+    assert groups == [{"eps": 0.1}, {"eps": 0.5}]
+    raise_eps(groups, 0.01)
+    assert groups == [{"eps": 0.1}, {"eps": 0.5}]
 
 
 def test_train_restores_the_rates_if_a_step_fails() -> None:

@@ -2,9 +2,17 @@
 
 from torchlasso.activations import ActivationL1
 from torchlasso.certify import certificate, strength_max
+from torchlasso.compaction.compact import compact
+from torchlasso.compaction.coupled import coupled_groups
 from torchlasso.estimators import LassoMLPClassifier, LassoMLPRegressor
+from torchlasso.estimators_cv import LassoMLPClassifierCV, LassoMLPRegressorCV
+from torchlasso.export import export_model
+from torchlasso.fit.settings import Budget
 from torchlasso.groups import Blocks, Heads, Units
 from torchlasso.hierarchy import hierarchical
+from torchlasso.importance import feature_importance
+from torchlasso.knockoffs import knockoff_filter
+from torchlasso.lasso_path import lasso_path
 from torchlasso.optim.attach import attach
 from torchlasso.penalties.base import Penalty
 from torchlasso.penalties.constraints import NM, L1Ball, TopK
@@ -19,8 +27,13 @@ from torchlasso.penalties.spectral import NuclearNorm
 from torchlasso.penalties.structured import GroupLasso
 from torchlasso.penalties.variation import TotalVariation
 from torchlasso.regularizer import Regularizer
+from torchlasso.saving import load, save
 from torchlasso.simplenet import SimpleNet
+from torchlasso.sparse_layers import SparseLinear
+from torchlasso.sparsify import densify, sparsify, sparsify_table
 from torchlasso.sparsity import sparsity
+from torchlasso.stability import stability_selection
+from torchlasso.survival import concordance_index
 from torchlasso.target import TargetSparsity
 
 __version__ = "0.1.0"
@@ -34,6 +47,7 @@ __all__ = [
     "SLOPE",
     "ActivationL1",
     "Blocks",
+    "Budget",
     "ElasticNet",
     "GroupLasso",
     "GroupMCP",
@@ -42,20 +56,36 @@ __all__ = [
     "L1Ball",
     "LHalf",
     "LassoMLPClassifier",
+    "LassoMLPClassifierCV",
     "LassoMLPRegressor",
+    "LassoMLPRegressorCV",
     "LogSum",
     "NuclearNorm",
     "Penalty",
     "Regularizer",
     "SimpleNet",
     "SparseGroupLasso",
+    "SparseLinear",
     "TargetSparsity",
     "TopK",
     "TotalVariation",
     "Units",
     "attach",
     "certificate",
+    "compact",
+    "concordance_index",
+    "coupled_groups",
+    "densify",
+    "export_model",
+    "feature_importance",
     "hierarchical",
+    "knockoff_filter",
+    "lasso_path",
+    "load",
+    "save",
+    "sparsify",
+    "sparsify_table",
     "sparsity",
+    "stability_selection",
     "strength_max",
 ]

@@ -15,15 +15,18 @@ from rich.console import Console
 from torch import Tensor
 from typer.exceptions import TyperException
 
+from torchlasso.bench.inference import main as bench_inference
 from torchlasso.bench.step import main as bench_step
 from torchlasso.checkpoints import read_checkpoint
 from torchlasso.errors import InputError, TorchlassoError
+from torchlasso.export import export_model
 from torchlasso.files import AnyPath, results_folder, write_files
 from torchlasso.monitor.console import FitProgress, print_summary
 from torchlasso.monitor.formats import clean
 from torchlasso.penalties.base import check_strength, fraction_of_max
 from torchlasso.sparsity import SparsityTable, count_zeros
 from torchlasso.structure import PENALTIES
+from torchlasso.tabular.compacting import compact_model_file
 from torchlasso.tabular.data import bundled, read_table
 from torchlasso.tabular.job import Request, fit_table
 from torchlasso.tabular.outputs import (
@@ -67,6 +70,7 @@ OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results; de
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Of the splits, the weights and the shuffling.")
 ]
+ModelFile = Annotated[Path, typer.Argument(help="The model.safetensors of a fit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …")]
 
 
@@ -126,7 +130,7 @@ def demo(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="The model.safetensors of a fit.")],
+    model: ModelFile,
     table: Annotated[Path, typer.Argument(help="A table with the columns of the training table.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Where the predictions go: .csv, .parquet, .jsonl, …")
@@ -150,6 +154,36 @@ def inspect(
     tensors = read_checkpoint(checkpoint)
     rows = (count_zeros(clean(name), _countable(tensor)) for name, tensor in tensors.items())
     typer.echo(str(SparsityTable(tuple(rows))))
+
+
+@app.command()
+def compact(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The smaller model.safetensors.")],
+) -> None:
+    """Take out of a model what changes no prediction: dead units, and columns that it does not use."""
+    typer.echo(f"{compact_model_file(model, out)}\nwrote {out}")
+
+
+@app.command()
+def export(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")],
+    format: Annotated[
+        str | None, typer.Option("--format", help="onnx, pt2 or safetensors; else by the name of the file.")
+    ] = None,
+) -> None:
+    """Write a model for other programs, its preprocessing and labels included."""
+    typer.echo(str(export_model(model, out, format=format)))
+
+
+@bench.command()
+def inference(
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: that it runs, no result.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Of every measurement.")] = 25,
+) -> None:
+    """Time dense, sparse and compacted networks side by side, as Markdown tables."""
+    bench_inference([*(["--quick"] if quick else []), "--repeats", str(repeats)])
 
 
 @bench.command()

@@ -5,6 +5,7 @@ TorchlassoError
 │   ├── RuleError                    regularizer rules that match nothing or clash
 │   ├── TableError                   a table of data that cannot be learnt from
 │   └── ModelFileError               a model file that is corrupt, foreign or hostile
+├── CompactionError (RuntimeError)  a compacted model would not give the same outputs
 ├── UnsupportedOptimizerError (TypeError)   an optimizer whose metric is not known
 └── OutputError (OSError)            a result that cannot be written where it was asked for
 
@@ -34,6 +35,10 @@ class ModelFileError(InputError):
 
 class UnsupportedOptimizerError(TorchlassoError, TypeError):
     """The optimizer's metric is not known, so the strength would lose its meaning."""
+
+
+class CompactionError(TorchlassoError, RuntimeError):
+    """A compacted model does not give the outputs of the original, so it is not returned."""
 
 
 class OutputError(TorchlassoError, OSError):

@@ -154,7 +154,7 @@ class _LastLayer:
             if features.ndim != 2 or len(features) != size:
                 raise _NoGap
             bias = None if layer.bias is None else _wide(layer.bias)
-            x = _wide(features)
+            x = _wide(features.to_dense())  # of sparse rows one batch is filled in at a time
             z = nn.functional.linear(x, _wide(layer.weight), bias)
             yield x, z, self._target(output, target, z)
 

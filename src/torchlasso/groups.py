@@ -14,7 +14,7 @@ import numpy as np
 from torchlasso.errors import InputError
 from torchlasso.layouts import Fold, Folded, GroupLayout, Indexed, KeptDims
 
-_KEPT_DIMS = {"rows": (0,), "columns": (1,), "kernels": (0, 1), "tensor": (), "pairs": ()}
+_KEPT_DIMS = {"rows": (0,), "channels": (0,), "columns": (1,), "kernels": (0, 1), "tensor": (), "pairs": ()}
 _EXPECTED = f"one of {sorted(_KEPT_DIMS)}, Blocks(...), Heads(...), Units(...)"
 
 
@@ -34,8 +34,8 @@ class Grouping(ABC):
 
 
 GroupSpec = str | tuple[tuple[int, ...], ...] | Grouping
-"""``"rows"``, ``"columns"``, ``"kernels"``, ``"tensor"``, ``"pairs"``, index lists along dimension 1, or a
-``Grouping``."""
+"""``"rows"`` or ``"channels"``, ``"columns"``, ``"kernels"``, ``"tensor"``, ``"pairs"``, index lists along
+dimension 1, or a ``Grouping``."""
 
 
 @final
@@ -199,8 +199,9 @@ def normalise_groups(groups: object) -> GroupSpec:
     """Check what a user calls ``groups`` and return it in a hashable form.
 
     Args:
-        groups: ``"rows"``, ``"columns"``, ``"kernels"``, ``"tensor"``, ``"pairs"`` (what lies along the last
-            dimension), ``Blocks``, ``Heads``, ``Units``, or lists of indices along dim 1.
+        groups: ``"rows"``, ``"channels"`` (the same, in a coupled set), ``"columns"``, ``"kernels"``,
+            ``"tensor"``, ``"pairs"`` (what lies along the last dimension), ``Blocks``, ``Heads``,
+            ``Units``, or lists of indices along dim 1.
 
     Raises:
         InputError: an unknown name, an empty list, a negative index, or overlapping groups.

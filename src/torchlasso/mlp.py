@@ -1,10 +1,28 @@
 """The networks behind the estimators: a plain multilayer perceptron, and which of its parts are in use."""
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+_generator = threading.Lock()  # torch's generator is one for all threads
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Have torch's own initialisation draw from a seed, and put the generator back afterwards.
+
+    Threads that fit beside one another wait here for their turn.
+
+    Args:
+        seed: of the weights that are made inside.
+    """
+    with _generator, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, where the weights are made
+        yield
 
 
 class Rescale(nn.Module):

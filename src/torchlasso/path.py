@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,28 @@ from torchlasso.training import Batches
 
 LossRows = Callable[[Tensor, Tensor], Tensor]
 """``loss_rows(output, target)``: the loss of each row, a vector."""
+
+Rule = Literal["min", "1se"]
+
+
+class Judged(Protocol):
+    """A model at one strength, with its losses on the validation rows."""
+
+    @property
+    def strength(self) -> float:
+        """λ."""
+
+    @property
+    def valid_losses(self) -> Tensor:
+        """The data loss of each validation row, or of each group of rows."""
+
+    @property
+    def valid_sizes(self) -> Tensor | None:
+        """How many rows each loss stands for; None for one."""
+
+
+P = TypeVar("P")
+J = TypeVar("J", bound=Judged)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +59,11 @@ class PathPoint:
     state: dict[str, Tensor]
 
     @property
+    def valid_sizes(self) -> None:
+        """Every loss stands for one row."""
+        return
+
+    @property
     def valid_loss(self) -> float:
         """The mean data loss on the validation rows."""
         return float(self.valid_losses.mean())
@@ -53,43 +80,86 @@ class Path:
 
     points: tuple[PathPoint, ...]
 
-    def best(self, rule: Literal["min", "1se"] = "1se") -> PathPoint:
+    def best(self, rule: Rule = "1se") -> PathPoint:
         """Return the point with the lowest validation loss, or the sparsest that is as good.
 
-        ``"1se"`` takes the largest strength whose validation loss exceeds the lowest by no more than the
-        standard error of that very difference, taken row by row: both models see the same rows, so
-        their losses rise and fall together and the paired error is the one that counts.
-
-        A point whose validation loss is not finite (a training run that diverged) is never taken.
-
         Args:
-            rule: ``"min"`` or ``"1se"``.
+            rule: ``"min"`` or ``"1se"``, see ``choose``.
 
         Raises:
             InputError: no point has a finite validation loss.
-
-        References:
-            Breiman, Friedman, Olshen and Stone, "Classification and regression trees" (1984).
         """
-        usable = [point for point in self.points if math.isfinite(point.valid_loss)]
-        if not usable:
-            msg = "no strength has a finite validation loss; scale the data, or lower the learning rate"
-            raise InputError(msg)
-        lowest = min(usable, key=lambda point: (point.valid_loss, -point.strength))
-        if rule == "min":
-            return lowest
-        as_good = [point for point in usable if _as_good(point, lowest)]
-        return max(as_good, key=lambda point: point.strength)
+        return choose(self.points, rule)
 
 
-def _as_good(point: PathPoint, lowest: PathPoint) -> bool:
+def choose(points: Sequence[J], rule: Rule = "1se") -> J:
+    """Return the point with the lowest validation loss, or the sparsest that is as good.
+
+    ``"1se"`` takes the largest strength whose validation loss exceeds the lowest by no more than the
+    standard error of that very difference, taken row by row: both models see the same rows, so
+    their losses rise and fall together and the paired error is the one that counts.
+
+    A point whose validation loss is not finite (a training run that diverged) is never taken.
+
+    Args:
+        points: models at different strengths, measured on the same rows.
+        rule: ``"min"`` or ``"1se"``.
+
+    Raises:
+        InputError: no point has a finite validation loss, or the rule is neither.
+
+    References:
+        Breiman, Friedman, Olshen and Stone, "Classification and regression trees" (1984).
+    """
+    if rule not in ("min", "1se"):
+        msg = f"the rule must be 'min' (lowest validation loss) or '1se' (the sparsest as good), got {rule!r}"
+        raise InputError(msg)
+    usable = [point for point in points if math.isfinite(_mean_loss(point))]
+    if not usable:
+        msg = "no strength has a finite validation loss; scale the data, or lower the learning rate"
+        raise InputError(msg)
+    lowest = min(usable, key=lambda point: (_mean_loss(point), -point.strength))
+    if rule == "min":
+        return lowest
+    return max((point for point in usable if _as_good(point, lowest)), key=lambda point: point.strength)
+
+
+def _mean_loss(point: Judged) -> float:
+    return weighted_mean(point.valid_losses, point.valid_sizes)
+
+
+def _as_good(point: Judged, lowest: Judged) -> bool:
     excess = point.valid_losses - lowest.valid_losses
-    return float(excess.mean()) <= standard_error(excess)
+    return weighted_mean(excess, point.valid_sizes) <= standard_error(excess, point.valid_sizes)
 
 
-def standard_error(values: Tensor) -> float:
-    """Return the standard error of the mean of a vector (0 for fewer than two entries)."""
-    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def weighted_mean(values: Tensor, sizes: Tensor | None = None) -> float:
+    """Return the mean over all rows of values that stand for one or more rows each.
+
+    Args:
+        values: a vector of means.
+        sizes: how many rows each is the mean of; None for one.
+    """
+    return float(values.mean() if sizes is None else (values * sizes).sum() / sizes.sum())
+
+
+def standard_error(values: Tensor, sizes: Tensor | None = None) -> float:
+    r"""Return the standard error of the mean of a vector (0 for fewer than two entries).
+
+    With ``B`` values ``v_b`` that stand for ``n_b`` of ``n`` rows it is
+    ``√(B/(B − 1) · Σ_b (n_b/n)²·(v_b − m)²)``, which for one row each is the textbook's.
+
+    Args:
+        values: a vector of means.
+        sizes: how many rows each is the mean of; None for one.
+    """
+    count = len(values)
+    if count < 2:
+        return 0.0
+    if sizes is None:
+        return float(values.std()) / math.sqrt(count)
+    parts = (values - weighted_mean(values, sizes)) * sizes / sizes.sum()
+    return math.sqrt(count / (count - 1) * float(parts.square().sum()))
 
 
 def strength_grid(largest: float, smallest_fraction: float, count: int) -> list[float]:
@@ -112,22 +182,22 @@ def strength_grid(largest: float, smallest_fraction: float, count: int) -> list[
 
 def walk(
     fit_at: Callable[[float], None],
-    measure: Callable[[float], PathPoint],
-    strengths: Sequence[float],
+    measure: Callable[[float], P],
+    strengths: Iterable[float],
     *,
-    stop: Callable[[PathPoint], bool],
+    stop: Callable[[P], bool],
     on_point: Callable[[], None] = lambda: None,
-) -> list[PathPoint]:
+) -> list[P]:
     """Fit a model at one strength after the other, each from where the last left it.
 
     Args:
         fit_at: trains the model at a strength.
         measure: returns the point of the model as it is.
-        strengths: in the order of the walk.
+        strengths: in the order of the walk; read one by one, so they may depend on the points so far.
         stop: whether nothing more is to be found behind a point.
         on_point: called after every strength.
     """
-    points: list[PathPoint] = []
+    points: list[P] = []
     for strength in strengths:
         fit_at(strength)
         points.append(measure(strength))

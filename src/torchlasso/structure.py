@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from torchlasso.errors import InputError
 from torchlasso.mlp import linear_layers
 from torchlasso.penalties.base import Penalty
 from torchlasso.penalties.separable import L1
-from torchlasso.penalties.structured import GroupLasso
+from torchlasso.penalties.structured import GroupLasso, Groups, GroupWeights
 from torchlasso.regularizer import Regularizer
 from torchlasso.terms import Member, Term
 
@@ -16,7 +17,12 @@ PENALTIES = ("l1", "features", "neurons")
 
 
 def structured_regularizer(
-    module: nn.Module, penalty: str, strength: float, groups: Sequence[Sequence[int]] | None = None
+    module: nn.Module,
+    penalty: str,
+    strength: float,
+    groups: Sequence[Sequence[int]] | None = None,
+    *,
+    keep: Sequence[int] = (),
 ) -> Regularizer:
     """Return the regularizer that a named penalty stands for.
 
@@ -32,21 +38,44 @@ def structured_regularizer(
         penalty: one of the names above.
         strength: λ.
         groups: lists of inputs that belong together (the columns of one category); every input once.
+        keep: inputs whose weights into the first layer are free, with ``"l1"`` and ``"features"``; for a
+            group that has one of them, all of it.
 
     Raises:
         InputError: an unknown name, or ``"neurons"`` without a hidden layer.
     """
     layers = linear_layers(module)
+    first, rest = layers[0], [_single(name, layer, L1(strength)) for name, layer in layers[1:]]
     if penalty == "l1":
-        return Regularizer.from_terms(_single(name, layer, L1(strength)) for name, layer in layers)
+        every = L1(strength, weights=_entry_weights(first[1].weight, keep))
+        return Regularizer.from_terms([_single(*first, every), *rest])
     if penalty == "features":
-        first = GroupLasso(strength, groups="columns" if groups is None else groups)
-        terms = [_single(name, layer, L1(strength)) for name, layer in layers[1:]]
-        return Regularizer.from_terms([_single(*layers[0], first), *terms])
+        named: Groups = "columns" if groups is None else groups
+        whole = GroupLasso(strength, groups=named, weights=_group_weights(first[1].weight, groups, keep))
+        return Regularizer.from_terms([_single(*first, whole), *rest])
     if penalty == "neurons":
         return Regularizer.from_terms(_neuron_terms(layers, strength))
     msg = f"penalty must be one of {', '.join(PENALTIES)}, got {penalty!r}"
     raise InputError(msg)
+
+
+def _entry_weights(weight: Tensor, keep: Sequence[int]) -> Tensor | None:
+    if not keep:
+        return None
+    weights = torch.ones_like(weight, requires_grad=False)
+    weights[:, list(keep)] = 0.0
+    return weights
+
+
+def _group_weights(
+    weight: Tensor, groups: Sequence[Sequence[int]] | None, keep: Sequence[int]
+) -> GroupWeights:
+    if not keep:
+        return "sqrt"
+    outputs, inputs = weight.shape
+    listed = [[j] for j in range(inputs)] if groups is None else groups
+    sizes = [outputs * len(group) if set(keep).isdisjoint(group) else 0 for group in listed]
+    return torch.tensor(sizes, dtype=weight.dtype).sqrt()
 
 
 def _neuron_terms(layers: list[tuple[str, nn.Linear]], strength: float) -> list[Term]:

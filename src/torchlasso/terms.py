@@ -25,17 +25,26 @@ class Member:
         name: its name in the model.
         parameter: the parameter itself.
         dim: the dimension that runs over the groups of a joint block (0: rows, 1: columns).
+        index: where a group owns several slices along that dimension: their positions, one row a group, every
+            position once; None where group ``g`` is slice ``g``.
     """
 
     name: str
     parameter: nn.Parameter
     dim: int = 0
+    index: Tensor | None = None
+
+    @property
+    def groups(self) -> int:
+        """How many groups of a joint block it has."""
+        return self.parameter.shape[self.dim] if self.index is None else self.index.shape[0]
 
     @property
     def width(self) -> int:
         """How many of its entries belong to each group of a joint block."""
         dim = self.dim % self.parameter.ndim
-        return math.prod(n for d, n in enumerate(self.shape) if d != dim)
+        slices = 1 if self.index is None else self.index.shape[1]
+        return slices * math.prod(n for d, n in enumerate(self.shape) if d != dim)
 
     @property
     def shape(self) -> torch.Size:
@@ -68,7 +77,9 @@ class Term:
             if not -m.parameter.ndim <= m.dim < m.parameter.ndim:
                 msg = f"{m.name} of shape {tuple(m.parameter.shape)} has no dimension {m.dim} of groups"
                 raise RuleError(msg)
-        counts = {m.name: m.parameter.shape[m.dim] for m in self.members}
+            if m.index is not None:
+                _check_index(m, m.index)
+        counts = {m.name: m.groups for m in self.members}
         if len(set(counts.values())) > 1:
             msg = f"the members of a joint group must have one entry a group each, got {counts}"
             raise RuleError(msg)
@@ -79,7 +90,7 @@ class Term:
         first = self.members[0]
         if len(self.members) == 1:
             return first.shape
-        return torch.Size((first.parameter.shape[first.dim], sum(m.width for m in self.members)))
+        return torch.Size((first.groups, sum(m.width for m in self.members)))
 
     @property
     def name(self) -> str:
@@ -124,9 +135,7 @@ class Term:
             return [block]
         parts, start = [], 0
         for member in self.members:
-            moved = real(member.parameter).movedim(member.dim % member.parameter.ndim, 0)
-            part = block[:, start : start + member.width]
-            parts.append(part.reshape(moved.shape).movedim(0, member.dim % member.parameter.ndim))
+            parts.append(_unrows(block[:, start : start + member.width], member))
             start += member.width
         return parts
 
@@ -145,5 +154,25 @@ def real(tensor: Tensor) -> Tensor:
 
 
 def _rows(tensor: Tensor, member: Member) -> Tensor:
-    dim = member.dim % member.parameter.ndim
-    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], member.width)
+    moved = tensor.movedim(member.dim % member.parameter.ndim, 0)
+    if member.index is not None:
+        moved = moved[member.index.flatten().to(tensor.device)]
+    return moved.reshape(member.groups, member.width)
+
+
+def _unrows(rows: Tensor, member: Member) -> Tensor:
+    moved = real(member.parameter).movedim(member.dim % member.parameter.ndim, 0)
+    part = rows.reshape(moved.shape)
+    if member.index is not None:
+        part = part[member.index.flatten().argsort().to(rows.device)]
+    return part.movedim(0, member.dim % member.parameter.ndim)
+
+
+def _check_index(member: Member, index: Tensor) -> None:
+    expected = torch.arange(member.parameter.shape[member.dim])
+    if index.ndim != 2 or not torch.equal(index.flatten().sort().values.cpu(), expected):
+        msg = (
+            f"the index of {member.name} must hold every position of dimension {member.dim} once, one row a "
+            f"group; got {tuple(index.shape)} positions for a size of {len(expected)}"
+        )
+        raise RuleError(msg)

@@ -1,8 +1,9 @@
 """The one training loop for networks, and the exact solve for linear models."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from torchlasso.gradients import LossFn
 from torchlasso.optim.fista import Solution, fista
 from torchlasso.regularizer import Regularizer
+from torchlasso.sparse_rows import centred_product, column_moments, split_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Batches:
     """Rows in memory, read in order for measuring and as an endless shuffled stream for training.
 
     Attributes:
-        inputs: ``[n, p]``.
+        inputs: ``[n, p]``, dense or in torch's CSR form.
         target: ``[n]`` or ``[n, outputs]``.
         batch_size: rows a batch; with ``n`` or more, every batch is the whole.
         seed: of the shuffling.
@@ -33,7 +35,7 @@ class Batches:
         return math.ceil(len(self.target) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.inputs.split(self.batch_size), self.target.split(self.batch_size), strict=True)
+        return zip(split_rows(self.inputs, self.batch_size), self.target.split(self.batch_size), strict=True)
 
     def stream(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches for ever, each pass in a new order and without the rest that fills no batch."""
@@ -45,7 +47,7 @@ class Batches:
         while True:
             order = torch.randperm(rows, generator=generator).to(self.inputs.device)
             for chosen in order[: rows - rows % self.batch_size].split(self.batch_size):
-                yield self.inputs[chosen], self.target[chosen]
+                yield take_rows(self.inputs, chosen), self.target[chosen]
 
 
 def cosine(progress: float) -> float:
@@ -61,13 +63,13 @@ def constant(progress: float) -> float:
 def train(
     model: nn.Module,
     loss_fn: LossFn,
-    stream: Iterator[tuple[Tensor, Tensor]],
+    stream: Iterator[tuple[Any, Any]],
     optimizer: Optimizer,
     *,
     steps: int,
     decay: Callable[[float], float] = constant,
     on_step: Callable[[], None] = lambda: None,
-) -> None:
+) -> Tensor:
     """Take optimizer steps on a stream of batches.
 
     Args:
@@ -78,7 +80,11 @@ def train(
         steps: how many.
         decay: from the fraction of steps taken to a factor of the learning rate.
         on_step: called after every step.
+
+    Returns:
+        The loss of every batch before its step, a vector.
     """
+    losses: list[Tensor] = []
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
     try:
@@ -87,12 +93,32 @@ def train(
                 group["lr"] = rate * decay(step / steps)
             inputs, target = next(stream)
             optimizer.zero_grad()
-            loss_fn(model(inputs), target).backward()
+            loss = loss_fn(model(inputs), target)
+            loss.backward()
+            losses.append(loss.detach())
             optimizer.step()
             on_step()
     finally:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+    return torch.stack(losses) if losses else torch.empty(0)
+
+
+def raise_eps(groups: Iterable[dict[str, Any]], strength: float) -> None:
+    """Give the parameters that Adam or one of its relatives shrinks an ε of at least the strength.
+
+    Adam divides by √v̂ + ε.  A dense network that fits its rows has gradients far below the strength, so
+    with the usual tiny ε its first proximal steps would be huge and wipe out what matters.  At a
+    penalised optimum the gradients of the nonzero weights are as large as the strength; taking ε of
+    that size bounds a step's shrinkage by the learning rate and changes no stationary point.  What is
+    not shrunk keeps its small ε: it must follow at any strength.
+
+    Args:
+        groups: of the optimizer.
+        strength: λ.
+    """
+    for group in groups:
+        group["eps"] = max(strength, group["eps"])
 
 
 def solve_linear(
@@ -104,6 +130,7 @@ def solve_linear(
     *,
     tolerance: float,
     max_iterations: int,
+    weights: Tensor | None = None,
 ) -> Solution:
     """Solve a penalised linear model with a convex loss to its optimum, from where it stands.
 
@@ -117,25 +144,26 @@ def solve_linear(
         layer: the model, with a bias; changed in place.
         regularizer: the penalties on it.
         loss_fn: the mean loss, convex in the outputs.
-        inputs: ``[n, p]``.
+        inputs: ``[n, p]``, dense or in torch's CSR form.
         target: what the loss takes.
         tolerance: the KKT residual to reach, relative to the strength.
         max_iterations: when to give up.
+        weights: of the rows in the loss, of mean 1; they weigh the moments of the inputs too.
 
     Raises:
         InputError: the loss or its gradient is not finite.
     """
-    mean, scale = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
-    flat = scale <= 1e-12 * inputs.abs().amax(dim=0).clamp_min(1e-300)
-    centred = torch.where(flat, 0.0, inputs - mean)
+    mean, scale, largest = column_moments(inputs, weights)
+    flat = scale <= 1e-12 * largest.clamp_min(1e-300)
     variance = torch.where(flat, 1.0, scale.square())
+    product = centred_product(inputs, mean, flat)
     metric = {layer.weight: (1 / variance).expand_as(layer.weight), layer.bias: torch.ones_like(layer.bias)}
-    of_weight, of_bias = _gradients_at_zero(centred / variance.sqrt(), target, layer, loss_fn)
+    of_weight, of_bias = _gradients_at_zero(product, variance.sqrt(), target, layer, loss_fn)
     shift = layer.weight.detach() @ mean
     layer.bias.data.add_(shift)
     try:
         return fista(
-            lambda: loss_fn(layer(centred), target),
+            lambda: loss_fn(product(layer.weight, layer.bias), target),
             regularizer,
             [layer.weight, layer.bias],
             metric=metric,
@@ -149,12 +177,16 @@ def solve_linear(
 
 
 def _gradients_at_zero(
-    inputs: Tensor, target: Tensor, layer: nn.Linear, loss_fn: LossFn
+    product: Callable[[Tensor, Tensor], Tensor],
+    scale: Tensor,
+    target: Tensor,
+    layer: nn.Linear,
+    loss_fn: LossFn,
 ) -> tuple[float, float]:
     """Return the largest gradients of the weights and of the intercepts where all of them are zero."""
     weight = torch.zeros_like(layer.weight, requires_grad=True)
     bias = torch.zeros_like(layer.bias, requires_grad=True)
     with torch.enable_grad():
-        loss = loss_fn(nn.functional.linear(inputs, weight, bias), target)
+        loss = loss_fn(product(weight, bias), target)
     of_weight, of_bias = torch.autograd.grad(loss, [weight, bias])
-    return float(of_weight.abs().max()), float(of_bias.abs().max())
+    return float((of_weight / scale).abs().max()), float(of_bias.abs().max())

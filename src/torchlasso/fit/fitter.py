@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchlasso.certify import Certificate, certificate, strength_max
 from torchlasso.fit.settings import Progress, Settings
+from torchlasso.mlp import seeded
 from torchlasso.path import Path, PathPoint, measure_point, row_losses
 from torchlasso.penalties.base import check_strength, fraction_of_max
 from torchlasso.structure import structured_regularizer
@@ -75,10 +76,11 @@ class Fitter(ABC):
         self.train = self._batches(rows)
         self.valid = self.train if valid is None else self._batches(valid)
         self.stream = self.train.stream()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are made
+        with seeded(settings.seed):
             self.model = self.build(rows[1]).to(settings.device, self.dtype)
-        self.regularizer = structured_regularizer(self.model, settings.penalty, 0.0, settings.groups)
+        self.regularizer = structured_regularizer(
+            self.model, settings.penalty, 0.0, settings.groups, keep=settings.keep
+        )
 
     def run(self) -> Fit:
         """Fit at the given strength, or along a path with the strength chosen on the validation rows."""

@@ -33,15 +33,17 @@ class LinearFitter(Fitter):
         """Solve without a penalty and return a copy."""
         self.progress.stage("unregularised model", 1)
         self._clear()
-        self._solve(self.regularizer, self.budget.tolerance, _UNPENALISED_ITERATIONS)
+        iterations = min(_UNPENALISED_ITERATIONS, self.budget.iterations)
+        self._solve(self.regularizer, self.budget.tolerance, iterations)
         self.progress.advance()
         return self.finished()
 
     def limit(self) -> float:
-        """Fit the intercept alone and return the strength at which nothing else comes in."""
+        """Fit the intercept and what is kept, and return the strength at which nothing else comes in."""
         self._clear()
-        excluded = self._only(self.layer.weight != 0)
-        self._solve(excluded, self.budget.tolerance, self.budget.iterations)
+        kept = torch.zeros_like(self.layer.weight, dtype=torch.bool)
+        kept[:, list(self.settings.keep)] = True
+        self._solve(self._only(kept), self.budget.tolerance, self.budget.iterations)
         return self.largest_strength()
 
     def walk_path(self) -> list[PathPoint]:
@@ -76,9 +78,15 @@ class LinearFitter(Fitter):
         return linear_layers(self.model)[0][1]
 
     def _solve(self, regularizer: Regularizer, tolerance: float, iterations: int) -> None:
-        batch = (self.train.inputs, self.train.target)
         solve_linear(
-            self.layer, regularizer, self.task.loss, *batch, tolerance=tolerance, max_iterations=iterations
+            self.layer,
+            regularizer,
+            self.task.loss,
+            self.train.inputs,
+            self.train.target,
+            tolerance=tolerance,
+            max_iterations=iterations,
+            weights=self.task.parts(self.train.target)[1],
         )
 
     def _only(self, support: Tensor) -> Regularizer:

@@ -11,11 +11,9 @@ from torchlasso.fit.fitter import Fitter
 from torchlasso.mlp import build_mlp, clear_unread_units
 from torchlasso.optim.attach import attach
 from torchlasso.path import PathPoint, strength_grid, walk
-from torchlasso.training import constant, cosine, train
+from torchlasso.training import constant, cosine, raise_eps, train
 
 _SMALLEST = 1e-3  # the path begins at this fraction of the largest strength, as scikit-learn's LassoCV does
-
-_SMALLEST_EPS = 1e-8  # torch's default
 
 
 @final
@@ -26,10 +24,7 @@ class NetworkFitter(Fitter):
 
     def build(self, target: Tensor) -> nn.Module:
         """Return a network in torch's initialisation, its last layer rescaled to a regression target."""
-        rescale = None
-        if self.task.kind == "regression":
-            rescale = (self.task.unit, float(target.mean()))
-        inputs = self.train.inputs.shape[1]
+        inputs, rescale = self.train.inputs.shape[1], self.task.rescale(target)
         return build_mlp(inputs, self.settings.hidden, self.task.outputs, rescale=rescale)
 
     def fit_dense(self) -> nn.Module:
@@ -78,15 +73,8 @@ class NetworkFitter(Fitter):
     def _train_at(
         self, strength: float, optimizer: Adam, steps: int, *, decay: bool, each: bool = False
     ) -> None:
-        """Train with the penalty on.
-
-        Adam divides by √v̂ + ε.  A dense network that fits its rows has gradients far below the strength, so
-        with the usual tiny ε its first proximal steps would be huge and wipe out what matters.  At a
-        penalised optimum the gradients of the nonzero weights are as large as the strength; taking ε of
-        that size bounds a step's shrinkage by the learning rate and changes no stationary point.  The
-        biases are not shrunk and keep their small ε: they must follow at any strength.
-        """
-        optimizer.param_groups[0]["eps"] = max(strength, _SMALLEST_EPS)
+        """Train with the penalty on."""
+        raise_eps(optimizer.param_groups[:1], strength)
         exact = self.settings.batch_size >= len(self.train.target)  # no noise, so nothing to weigh
         regularizer = self.regularizer.with_strength(strength)
         handle = attach(optimizer, regularizer, memory=0 if exact else "auto")

@@ -57,6 +57,7 @@ class Settings:
         strength: λ, a fraction such as ``"0.1max"`` of the strength at which the path ends empty, or None to
             choose it on the validation rows.
         groups: lists of inputs that belong together, or None.
+        keep: inputs whose weights into the first layer are never penalised.
         learning_rate: of Adam.
         batch_size: rows a batch.
         seed: of the weights and the shuffling.
@@ -68,6 +69,7 @@ class Settings:
     penalty: str
     strength: float | str | None
     groups: tuple[tuple[int, ...], ...] | None = None
+    keep: tuple[int, ...] = ()
     learning_rate: float = 1e-2
     batch_size: int = 2048
     seed: int = 0

@@ -108,6 +108,7 @@ class Handle:
 
     @_disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self.shrinkage.pace.note(optimizer.param_groups)
         self.shrinkage.prepare()
         return None if _skipped(optimizer) else self._rule.before(args, kwargs)
 
@@ -205,6 +206,7 @@ def attach(
             each step: a number, or a tensor shaped like the parameter.
         memory: ``"auto"``: 16 times the square of gradient noise over strength, measured as training goes,
             at least 20 and at most the steps taken; a number of steps; or 0 for the plain proximal step.
+            Steps are those at the largest learning rate so far; smaller ones count for as much less.
 
     Returns:
         A handle, to freeze the zeros or to let go.

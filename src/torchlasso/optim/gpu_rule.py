@@ -133,6 +133,7 @@ class DeviceRows:
     def _fill(self) -> None:
         """Point at the gradients and the evidence, and set the strengths of the coming step."""
         table, shrinkage = self.table, self.shrinkage
+        table.rows["stretch"] = shrinkage.pace.each(table.groups.tolist())
         grads = [
             p.grad.to_dense() if p.grad is not None and p.grad.is_sparse else p.grad for p in self.parameters
         ]

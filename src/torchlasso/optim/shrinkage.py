@@ -25,6 +25,7 @@ from torchlasso.optim.evidence import (
     step_with_evidence,
     widened,
 )
+from torchlasso.optim.pace import Pace
 from torchlasso.optim.targets import Targets
 from torchlasso.prox import Kink, at_least_float32
 from torchlasso.regularizer import Regularizer
@@ -51,6 +52,7 @@ class Shrinkage:
         regularizer: as given.
         memory: as given.
         steps: optimizer steps taken.
+        pace: how short the optimizer's steps have become.
         evidence: ρ of every parameter that has one.
         noise: per term, the mean of ``(grad/slope)²`` over dead weights, a number or a 0-d tensor.
         frozen: where each parameter is held at zero, or None.
@@ -63,6 +65,7 @@ class Shrinkage:
     def __init__(self, regularizer: Regularizer, memory: MemorySteps) -> None:
         self.memory = check_memory(memory)
         self.steps = 0
+        self.pace = Pace()
         self.evidence: dict[nn.Parameter, Tensor] = {}
         self.noise: dict[str, float | Tensor] = {}
         self.frozen: dict[nn.Parameter, Tensor] | None = None
@@ -144,7 +147,7 @@ class Shrinkage:
         if self.memory == 0:
             new, evidence = shrunk, begin(shrunk)
         else:
-            span = self.memory_of(term, kink, evidence)
+            span = self.memory_of(term, kink, evidence) * max(self.pace.of(p) for p in term.parameters)
             new, evidence = step_with_evidence(wide, shrunk, kink, evidence, metric, span)
         if half:
             new, evidence = narrowed(new, evidence, block.dtype)
@@ -175,7 +178,7 @@ class Shrinkage:
             term: at the current step.
             kink: the form of its penalty.
             evidence: ρ of the block.
-            grad: of the block, where that is not what the parameters hold: a GradScaler may have scaled it.
+            grad: of the block, where the parameters hold another: a GradScaler may have scaled it.
         """
         taken = self.steps + 1
         if self.memory != "auto":
@@ -183,7 +186,7 @@ class Shrinkage:
         span = memory_of(self.noise.get(term.name), taken)
         if self.looks and all(p.grad is not None for p in term.parameters):
             if grad is None:
-                grad = term.gather([_dense(p.grad) for p in term.parameters])  # type: ignore[arg-type]  # not None
+                grad = term.gather([p.grad.detach().to_dense() for p in term.parameters])  # type: ignore[union-attr]
             self.look(term.name, *noise(grad, kink, evidence))
         return span
 
@@ -284,6 +287,7 @@ class Shrinkage:
         """
         return {
             "steps": self.steps,
+            "rates": list(self.pace.largest),
             "evidence": {numbers[p]: t for p, t in self.evidence.items() if p in numbers},
             "noise": dict(self.noise),
             "levels": dict(self._levels),
@@ -304,6 +308,7 @@ class Shrinkage:
             for n, t in saved.get("evidence", {}).items()
         }
         self.noise, self._levels = dict(saved.get("noise", {})), dict(saved.get("levels", {}))
+        self.pace.largest = list(saved.get("rates", []))
         self._targets.restore(saved.get("targets", {}))
         self._begun = None
         frozen = saved["frozen"]
@@ -327,10 +332,6 @@ class Shrinkage:
 
 def _average(old: Any, new: Any) -> Any:
     return _NOISE_MEMORY * old + (1 - _NOISE_MEMORY) * new
-
-
-def _dense(grad: Tensor) -> Tensor:
-    return grad.detach().to_dense() if grad.is_sparse else grad.detach()
 
 
 def _look_at(parameter: nn.Parameter, known: Tensor) -> None:

@@ -223,7 +223,8 @@ class GroupLasso(NormPenalty):
 
     Args:
         strength: λ ≥ 0 in units of the mean data loss per unit of ``w``, or a function of the step.
-        groups: ``"rows"`` (dimension 0: neurons, filters), ``"columns"`` (dimension 1: inputs),
+        groups: ``"rows"`` (dimension 0: neurons, filters), or ``"channels"`` for the same in a coupled set,
+            ``"columns"`` (dimension 1: inputs),
             ``"kernels"`` (one spatial kernel each), ``"pairs"`` (what lies along the last dimension),
             ``"tensor"``, ``Blocks``, ``Heads``, ``Units``, or lists of indices along dimension 1 that cover
             it once.

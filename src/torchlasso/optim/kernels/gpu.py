@@ -36,7 +36,7 @@ _READY = 22  # scalars of a row that gpu_scalars.py works out
 _POINTERS = ("w", "g", "m", "v", "vmax", "c", "rho", "step", "lr")
 _SETTINGS = ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening")
 _SWITCHES = ("decoupled", "maximize", "nesterov")
-_PENALTY = ("slope", "ridge", "memory", "nonnegative")
+_PENALTY = ("slope", "ridge", "memory", "nonnegative", "stretch")
 _POINTER_ROW = np.dtype([(name, np.int64) for name in _POINTERS])
 _NUMBER_ROW = np.dtype([(name, np.float64) for name in (*_SETTINGS, *_SWITCHES, *_PENALTY)])
 _WIDE, _SCALAR = frozenset({"c", "rho"}), frozenset({"step", "lr"})
@@ -105,7 +105,8 @@ class Table:
 
     The columns of ``rows`` that are for the caller to assign are those of the CPU's table: ``slope``,
     ``ridge``, ``nonnegative`` and ``memory``.  The memory is infinite where it is to follow from the gradient
-    noise, and never more than the steps taken.  The largest threshold is twice the learning rate under Adam.
+    noise, and never more than the steps taken; ``stretch``, 1 at first, multiplies it.  The largest threshold
+    is twice the learning rate under Adam.
 
     Args:
         weights: one tensor a row, each of which ``usable`` takes.
@@ -123,6 +124,7 @@ class Table:
         first = weights[0]
         self.device, self.dtype, self.groups = first.device, first.dtype, np.array(groups)
         self.rows = np.zeros(len(weights), _NUMBER_ROW)
+        self.rows["stretch"] = 1.0
         self._pointers = np.zeros(len(weights), _POINTER_ROW)
         self._likes = [torch.empty_like(w, device="meta") for w in weights]
         counts = [-(-w.numel() // _BLOCK) for w in weights]

@@ -21,8 +21,8 @@ W, G, M, V, VMAX, C, RHO, STEP, LR = (tl.constexpr(column) for column in range(9
 POINTERS = tl.constexpr(9)
 RATE, BETA1, BETA2, EPS, DECAY, MOMENTUM, DAMPENING = (tl.constexpr(column) for column in range(7))
 DECOUPLED, MAXIMIZE, NESTEROV = (tl.constexpr(column) for column in range(7, 10))
-SLOPE, RIDGE, MEMORY, NONNEGATIVE = (tl.constexpr(column) for column in range(10, 14))
-NUMBERS = tl.constexpr(14)
+SLOPE, RIDGE, MEMORY, NONNEGATIVE, STRETCH = (tl.constexpr(column) for column in range(10, 15))
+NUMBERS = tl.constexpr(15)
 NOISE, GAIN = (tl.constexpr(column) for column in range(2))
 STATES = tl.constexpr(2)
 # Columns of the scalars as the step needs them, in the type of its arithmetic.
@@ -95,7 +95,8 @@ def prepare(
     measured = tl.where(measured > LEAST, measured, LEAST)
     memory = tl.where(automatic, tl.where(noise > 0, measured, taken), wanted)  # 0: nothing was measured yet
     weighed = active & (slope > 0) & (tl.load(p + RHO, mask=active, other=0) != 0)
-    tl.store(r + R_MEMORY, tl.where(weighed, tl.where(memory < taken, memory, taken), 0.0), mask=active)
+    memory = tl.where(memory < taken, memory, taken) * tl.load(n + STRETCH, mask=active, other=1.0)
+    tl.store(r + R_MEMORY, tl.where(weighed, memory, 0.0), mask=active)
     looking = tl.where(steps % EVERY == 0, count, 0) if EVERY > 0 else 0
     tl.store(r + R_LOOKS, tl.where(weighed & automatic & (row < looking), 1.0, 0.0), mask=here)
 

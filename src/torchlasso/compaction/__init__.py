@@ -1,0 +1,1 @@
+"""Exact removal of what a model carries and never uses: see ``compact`` and ``coupled``."""
