@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torchlasso import cli
 from torchlasso.files import read_tensors, write_tensors
 from torchlasso.tabular import job as tabular
-from torchlasso.tabular.data import read_table
+from torchlasso.tabular.data import bundled, read_table
 from torchlasso.tabular.outputs import table_bytes
 
 ROWS = 60
@@ -197,6 +197,35 @@ def test_without_a_command_the_help_is_shown() -> None:
     assert ERROR not in result.err
     assert run("--help").code == 0
     assert run("fit", "--help").code == 0
+
+
+# ---- folds, and the walk over strengths -------------------------------------------------------
+
+
+def test_fit_and_path_over_folds_agree_from_a_file_to_the_report() -> None:
+    frame, target = bundled("breast_cancer")
+    options = (table("b.csv", frame), "--target", target, "--hidden", "4", "--cv", "3")
+    fitted, walked = run("fit", *options, "--out", "out"), run("path", *options, "-o", "p.csv")
+    assert (fitted.code, fitted.err, walked.code, walked.err) == (0, "", 0, "")
+    assert sorted(path.name for path in Path("out").iterdir()) == RESULTS
+    path = pl.read_csv("p.csv")
+    assert path.equals(pl.read_csv("out/path.csv"))
+    strength = json.loads(Path("out/metrics.json").read_text())["strength"]
+    assert strength["chosen_by"] == "3-fold cross-validation, one standard error"
+    assert path.filter("chosen")["strength"].to_list() == [pytest.approx(strength["value"])]
+    for told in ("judged by 3-fold cross-validation", "455 to train and, in 3 folds, to choose"):
+        assert told in " ".join(fitted.out.split())
+        assert told in Path("out/report.html").read_text(encoding="utf-8")
+    assert "3-fold cross-validation over 455 rows" in walked.out
+    assert walked.out.endswith(f"wrote {path.height} strengths to p.csv\n")
+
+
+def test_path_without_a_file_only_prints(tmp_path: Path) -> None:
+    table("t.csv")
+    with nothing_new(tmp_path):
+        result = run("path", "t.csv", *QUICK[:4])
+    assert (result.code, result.err) == (0, "")
+    assert sum("min" in line.split() or "1se" in line.split() for line in result.out.splitlines()) in (1, 2)
 
 
 # ---- inspect ----------------------------------------------------------------------------------
@@ -438,6 +467,18 @@ def test_one_row_is_enough_to_predict(trained: Path) -> None:
         ),
         (["fit", "t.csv", *QUICK, "--test", "narrow.csv"], ["test table", "'age'"]),
         (["fit", "t.csv", *QUICK, "--test", "infinite.csv"], ["test table", "'age'", "infinite", "row 6"]),
+        (["fit", "t.csv", *QUICK, "--cv", "5"], ["--cv", "--strength 0.05", "leave one out"]),
+        (["fit", "t.csv", *QUICK[:4], "--cv", "1"], ["--cv", "2 to 48", "got 1"]),
+        (["fit", "t.csv", *QUICK[:4], "--cv", "49"], ["--cv", "2 to 48", "got 49"]),
+        (["fit", "t.csv", *QUICK[:4], "--cv", "five"], ["--cv", "integer"]),
+        (["path", "t.csv", *QUICK[:4], "--cv", "0"], ["--cv", "2 to 48", "got 0"]),
+        (["path", "t.csv"], ["--target"]),
+        (["path", "t.csv", "--target", "z"], ["'z'", "'age'"]),
+        (["path", "t.csv", *QUICK[:4], "--penalty", "l2"], ["--penalty", "l1, features, neurons"]),
+        (["path", "t.csv", *QUICK], ["--strength"]),
+        (["path", "t.csv", *QUICK[:4], "-o", "p.txt"], ["strengths go to", ".parquet", "'p.txt'"]),
+        (["path", "t.csv", *QUICK[:4], "-o", "t.csv"], ["own table"]),
+        (["path", "t.csv", *QUICK[:4], "-o", "missing/p.csv"], ["missing"]),
         (["fit", "t.csv", *QUICK, "--seed", "-1"], ["--seed"]),
         (["fit", "t.csv", *QUICK, "--seed", "9999999999999"], ["--seed"]),
         (["fit", "t.csv", *QUICK, "--device", "toaster"], ["device 'toaster'"]),

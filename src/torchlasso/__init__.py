@@ -30,7 +30,7 @@ from torchlasso.regularizer import Regularizer
 from torchlasso.saving import load, save
 from torchlasso.simplenet import SimpleNet
 from torchlasso.sparse_layers import SparseLinear
-from torchlasso.sparsify import densify, sparsify, sparsify_table
+from torchlasso.sparsification import densify, sparsify, sparsify_table
 from torchlasso.sparsity import sparsity
 from torchlasso.stability import stability_selection
 from torchlasso.survival import concordance_index

@@ -30,13 +30,14 @@ from torchlasso.tabular.compacting import compact_model_file
 from torchlasso.tabular.data import bundled, read_table
 from torchlasso.tabular.job import Request, fit_table
 from torchlasso.tabular.outputs import (
-    check_prediction_file,
+    check_table_file,
     is_same_file,
     predict_command,
     table_bytes,
     write_fit,
 )
 from torchlasso.tabular.predictor import Predictor
+from torchlasso.tabular.walking import walk_table
 
 _INTERRUPTED = "interrupted; no file was left half-written"
 _TYPER_INTERRUPTED = 130
@@ -51,6 +52,7 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure on this machine what the documentation claims.")
 app.add_typer(bench, name="bench")
 
+TableFile = Annotated[Path, typer.Argument(help="CSV, TSV, Parquet, Arrow, Feather or JSON lines.")]
 Target = Annotated[str, typer.Option("--target", help="The column to predict.")]
 Hidden = Annotated[
     str, typer.Option(help="Widths of the hidden layers, such as 64,32; 'none' for a linear model.")
@@ -62,10 +64,13 @@ StrengthName = Annotated[
     str,
     typer.Option(
         help="A number, a fraction such as 0.1max of the one that zeros everything, or 'auto' to choose it "
-        "on validation rows."
+        "on validation rows, or on folds with --cv."
     ),
 ]
 TestName = Annotated[str, typer.Option(help="The share of the rows to test on, or another table.")]
+Cv = Annotated[
+    int | None, typer.Option(help="Choose the strength by so many folds instead of one validation split.")
+]
 OutFolder = Annotated[Path | None, typer.Option(help="Folder for the results; default torchlasso-<table>.")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Of the splits, the weights and the shuffling.")
@@ -76,11 +81,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …")]
 
 @app.command()
 def fit(
-    table: Annotated[Path, typer.Argument(help="CSV, TSV, Parquet, Arrow, Feather or JSON lines.")],
+    table: TableFile,
     target: Target,
     hidden: Hidden = "100",
     penalty: PenaltyName = "l1",
     strength: StrengthName = "auto",
+    cv: Cv = None,
     test: TestName = "0.2",
     out: OutFolder = None,
     seed: Seed = 0,
@@ -93,6 +99,7 @@ def fit(
         hidden=_widths(hidden),
         penalty=_penalty(penalty),
         strength=_strength(strength),
+        folds=cv,
         seed=seed,
         device=device,
     )
@@ -107,6 +114,34 @@ def fit(
         texts = [name for name, dtype in frame.schema.items() if dtype == pl.String]
         request = replace(request, test=read_table(test, texts=texts), test_source=test)
     _run(frame, request, out or Path(f"torchlasso-{table.name.split('.')[0]}"), table)
+
+
+@app.command()
+def path(
+    table: TableFile,
+    target: Target,
+    hidden: Hidden = "100",
+    penalty: PenaltyName = "l1",
+    cv: Cv = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where the strengths go too: .csv, .parquet, …")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Walk the strengths from dense to sparse: losses, weights and features, on the rows of a fit."""
+    if out is not None:
+        check_table_file(out, table, "strengths")
+    request = Request(
+        target=target, hidden=_widths(hidden), penalty=_penalty(penalty), folds=cv, seed=seed, device=device
+    )
+    frame = read_table(table)
+    with FitProgress() as progress:
+        walk = walk_table(frame, request, progress)
+    typer.echo(str(walk))
+    if out is not None:
+        write_files({out: table_bytes(walk.frame(), out)})
+        typer.echo(f"wrote {len(walk.rows):,} strengths to {out}")
 
 
 @app.command()
@@ -137,7 +172,7 @@ def predict(
     ],
 ) -> None:
     """Predict every row of a table, with probabilities and the original labels."""
-    check_prediction_file(out, table)
+    check_table_file(out, table)
     predictor = Predictor.load(model)
     predictions, notes = predictor.predict(read_table(table, texts=predictor.texts))
     write_files({out: table_bytes(predictions, out)})

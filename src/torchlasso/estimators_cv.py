@@ -56,9 +56,10 @@ class LassoMLPClassifierCV(_CrossValidated, _Classifier):
         InputError: a parameter cannot be used; the data are checked as scikit-learn does.
 
     Example:
-        >>> X = np.random.default_rng(0).normal(size=(200, 10))
-        >>> y = np.where(X[:, 0] > X[:, 1], "left", "right")
-        >>> LassoMLPClassifierCV(hidden_layer_sizes=(), cv=3, strengths=10).fit(X, y).selected_features_
+        >>> random = np.random.default_rng(1)
+        >>> X = random.normal(size=(200, 10))
+        >>> y = np.where(X[:, 0] - X[:, 1] + random.normal(size=200) > 0, "left", "right")
+        >>> LassoMLPClassifierCV(hidden_layer_sizes=(), cv=5, strengths=20).fit(X, y).selected_features_
         array([0, 1])
 
     References:

@@ -19,7 +19,7 @@ from torchlasso.exporting.table_columns import with_columns
 from torchlasso.exporting.table_graph import TableGraph, description
 from torchlasso.exporting.table_probe import probe, reference
 from torchlasso.files import AnyPath, write_files
-from torchlasso.sparsify import densify
+from torchlasso.sparsification import densify
 from torchlasso.tabular.predictor import Predictor
 
 FORMATS = ("onnx", "pt2", "safetensors")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchlasso.bench.step import medians
 from torchlasso.compaction.compact import compact
 from torchlasso.sparse_layers import SparseLinear
-from torchlasso.sparsify import sparsify
+from torchlasso.sparsification import sparsify
 
 CALLS = 3
 """Calls in a row that are timed together: after the turn of a large network the first finds a cold cache."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from torchlasso.compaction.trace import Program, evaluating
 from torchlasso.tables import render_table
@@ -146,6 +145,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _macs(model: nn.Module, program: Program) -> int | None:
+    from torch.utils.flop_counter import FlopCounterMode  # it imports Triton, which takes a while
+
     counter = FlopCounterMode(display=False)
     try:
         with counter:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from torchlasso.errors import InputError
-from torchlasso.sparsify import densify
+from torchlasso.sparsification import densify
 
 TOLERANCE = 1e-4
 """The largest difference to the model, relative to the largest output, with which a file is kept."""

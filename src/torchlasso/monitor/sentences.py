@@ -139,7 +139,7 @@ def strength_notes(metrics: Metrics, path: list[dict[str, Any]]) -> list[str]:
     Returns:
         A paragraph on the choice and one on the retraining.
     """
-    strength = metrics["strength"]
+    strength, folds = metrics["strength"], metrics["split"].get("folds")
     value, highest = number(strength["value"]), strength["max"]
     limit = f" From about {number(highest)} on, nothing is left of the network." if highest else ""
     best = next((row for row in path if row["best"]), None)
@@ -148,16 +148,22 @@ def strength_notes(metrics: Metrics, path: list[dict[str, Any]]) -> list[str]:
     tried = "One strength was tried."
     if len(path) > 1:
         tried = f"{len(path):,} strengths were tried, weak to strong."
+    if folds is not None:
+        tried += (
+            f" They were judged by {folds:,}-fold cross-validation: the validation loss is the mean of the "
+            "folds' losses, each on training rows that its fold left out, and ± is its standard error."
+        )
+    margin = clean(strength["chosen_by"]) if folds is None else "one standard error"
     if best["chosen"]:
         rule = (
             f"The chosen one, {value}, has the lowest validation loss, and no stronger one is within "
-            f"{clean(strength['chosen_by'])} of it."
+            f"{margin} of it."
         )
     else:
         rule = (
             f"The lowest validation loss is {number(best['valid_loss'])}, at {number(best['strength'])}. "
             f"The chosen strength, {value}, is the strongest whose validation loss is within "
-            f"{clean(strength['chosen_by'])} of it: a simpler network, and as good "
+            f"{margin} of it: a simpler network, and as good "
             f"as far as these rows can tell."
         )
     return [f"{tried} {rule}{limit}", _refit(metrics)]
@@ -230,8 +236,11 @@ def facts(metrics: Metrics) -> list[tuple[str, str]]:
     classes = f" ({listing([clean(c) for c in table['classes']], 8)})" if table["classes"] else ""
     hidden = [f"{size:,}" for size in model["hidden"]]
     shape = f"hidden layers of {', '.join(hidden)} neurons" if hidden else "no hidden layer (a linear model)"
+    choosing = f"to train, {split['valid']:,} to choose the strength"
+    if "folds" in split:
+        choosing = f"to train and, in {split['folds']:,} folds, to choose the strength"
     rows = (
-        f"{split['train']:,} to train, {split['valid']:,} to choose the strength, {split['test']:,} to test "
+        f"{split['train']:,} {choosing}, {split['test']:,} to test "
         f"({clean(split['test_source'])}); seed {split['seed']}"
     )
     size = f"{quantity(table['rows'], 'row')}, {quantity(table['columns'], 'column')}"

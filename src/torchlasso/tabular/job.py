@@ -11,13 +11,17 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from torchlasso.devices import resolve_device
 from torchlasso.errors import InputError, TableError
+from torchlasso.estimators_rows import Rows
+from torchlasso.fit.fitter import Fit
 from torchlasso.fit.run import fit_mlp
 from torchlasso.fit.settings import Progress, Settings
 from torchlasso.tabular.cells import IntArray, listing, plain
 from torchlasso.tabular.encoding import Encoder
+from torchlasso.tabular.folding import fit_folds
 from torchlasso.tabular.predictor import Predictor
 from torchlasso.tabular.scoring import Part, Scorer
 from torchlasso.tabular.summary import path_rows, summarise
@@ -28,6 +32,7 @@ MAX_WEIGHTS = 20_000_000
 """The largest network that is fitted to a table."""
 
 _VALID_SHARE = 0.25  # of the rows that are not for testing
+_ROLES = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Request:
         hidden: widths of the hidden layers; none for a linear model.
         penalty: ``"l1"``, ``"features"`` or ``"neurons"``.
         strength: λ, a fraction such as ``"0.1max"``, or None to choose it.
+        folds: choose it by so many folds of the rows that are not for testing; None for one validation split.
         test: the share of the rows to test on, or another table.
         test_source: how to call that table.
         seed: of the splits, the weights and the shuffling.
@@ -51,6 +57,7 @@ class Request:
     hidden: tuple[int, ...] = (100,)
     penalty: str = "l1"
     strength: float | str | None = None
+    folds: int | None = None
     test: float | pl.DataFrame = 0.2
     test_source: str = "test table"
     seed: int = 0
@@ -70,6 +77,36 @@ class TableFit:
     predictor: Predictor
     metrics: dict[str, Any]
     path: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A table as numbers, and how a model is to be fitted to it.
+
+    Attributes:
+        encoder: learnt from the training rows.
+        task: the loss.
+        settings: the shape and the penalty.
+        parts: ``"train"`` and ``"test"``, and ``"valid"`` where one split chooses the strength.
+        test_frame: the table to test on, if it is another.
+        notes: readable lines on what was inferred and what was left out.
+    """
+
+    encoder: Encoder
+    task: Task
+    settings: Settings
+    parts: dict[str, Part]
+    test_frame: pl.DataFrame | None
+    notes: tuple[str, ...]
+
+    def tensors(self, part: str) -> tuple[Tensor, Tensor]:
+        """Return the inputs and the target of a part.
+
+        Args:
+            part: its name.
+        """
+        inputs, target = self.parts[part]
+        return torch.from_numpy(inputs), torch.from_numpy(target)
 
 
 @dataclass(frozen=True)
@@ -96,30 +133,17 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
         InputError: the request cannot be met.
     """
     started = time.perf_counter()
-    device = resolve_device(request.device)
-    usable = usable_rows(frame, request.target)
-    rows = _split(frame, usable, request)
-    encoder = Encoder.fit(frame, request.target, usable.task, rows=rows.fitted)
-    _check_size(len(encoder.column_names), request.hidden)
-    parts, unseen = _encode(encoder, frame, rows)
-    task = _task(encoder, parts["train"][1], request.hidden)
-    settings = Settings(
-        request.hidden,
-        request.penalty,
-        request.strength,
-        groups=tuple(map(tuple, encoder.groups)) if request.penalty == "features" else None,
-        seed=request.seed,
-        device=device,
-    )
-    tensors = {name: (torch.from_numpy(x), torch.from_numpy(y)) for name, (x, y) in parts.items()}
-    fit = fit_mlp(tensors["train"], tensors.get("valid"), task, settings, progress)
+    prepared = prepare(frame, request)
+    encoder, task = prepared.encoder, prepared.task
+    fit = _fit(prepared, request.folds, progress)
     if not all(bool(weights.isfinite().all()) for weights in fit.module.parameters()):
         msg = "the training diverged to infinite weights; look for extreme values in the table"
         raise TableError(msg)
 
-    scorer = Scorer(encoder, parts)
+    train = prepared.tensors("train")
+    scorer = Scorer(encoder, prepared.parts)
     metrics: dict[str, Any] = {"torchlasso": version("torchlasso")}
-    metrics |= summarise(fit, encoder, task, tensors["train"], seed=request.seed)
+    metrics |= summarise(fit, encoder, task, train, seed=request.seed)
     metrics["table"] = {
         "source": request.source,
         "rows": frame.height,
@@ -127,17 +151,11 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
         "target": request.target,
         "task": encoder.task,
         "classes": [str(label) for label in encoder.classes] or None,
-        "notes": [*usable.notes, *encoder.notes, *rows.notes, *unseen],
+        "notes": list(prepared.notes),
     }
-    metrics["split"] = {
-        "train": len(rows.fitted),
-        "valid": len(rows.valid),
-        "test": len(rows.test),
-        "seed": request.seed,
-        "test_source": request.test_source
-        if rows.test_frame is not None
-        else f"{request.test:.0%} of the rows",
-    }
+    metrics["split"] = _roles(prepared, request)
+    if request.folds is not None:
+        metrics["strength"]["chosen_by"] = f"{request.folds}-fold cross-validation, {fit.chosen_by}"
     metrics["model"] |= {"hidden": list(request.hidden), "penalty": request.penalty}
     metrics["scores"] = {
         "sparse": scorer.scores(fit.module),
@@ -146,7 +164,57 @@ def fit_table(frame: pl.DataFrame, request: Request, progress: Progress | None =
     }
     metrics["metric"] = scorer.metric
     metrics["seconds"] = round(time.perf_counter() - started, 2)
-    return TableFit(Predictor(encoder, fit.module), _finite(metrics), path_rows(fit))
+    return TableFit(Predictor(encoder, fit.module), _finite(metrics), path_rows(fit.path, fit.chosen))
+
+
+def prepare(frame: pl.DataFrame, request: Request) -> Prepared:
+    """Split a table into rows for training, choosing and testing, and bring them to numbers.
+
+    Args:
+        frame: the table.
+        request: what to do with it.
+
+    Raises:
+        TableError: nothing can be learnt from the table.
+        InputError: the request cannot be met.
+    """
+    if request.folds is not None and request.strength is not None:
+        msg = f"folds (--cv) choose the strength, but --strength {request.strength} is given; leave one out"
+        raise InputError(msg)
+    device = resolve_device(request.device)
+    usable = usable_rows(frame, request.target)
+    rows = _split(frame, usable, request)
+    encoder = Encoder.fit(frame, request.target, usable.task, rows=rows.fitted)
+    _check_size(len(encoder.column_names), request.hidden)
+    parts, unseen = _encode(encoder, frame, rows)
+    settings = Settings(
+        request.hidden,
+        request.penalty,
+        request.strength,
+        groups=tuple(map(tuple, encoder.groups)) if request.penalty == "features" else None,
+        seed=request.seed,
+        device=device,
+    )
+    task = _task(encoder, parts["train"][1], request.hidden)
+    notes = (*usable.notes, *encoder.notes, *rows.notes, *unseen)
+    return Prepared(encoder, task, settings, parts, rows.test_frame, notes)
+
+
+def _fit(prepared: Prepared, folds: int | None, progress: Progress | None) -> Fit:
+    task, settings = prepared.task, prepared.settings
+    if folds is not None:
+        return fit_folds(Rows(*prepared.parts["train"]), task, settings, folds, progress)
+    valid = prepared.tensors("valid") if "valid" in prepared.parts else None
+    return fit_mlp(prepared.tensors("train"), valid, task, settings, progress)
+
+
+def _roles(prepared: Prepared, request: Request) -> dict[str, Any]:
+    """Return how many rows were for what."""
+    counts = {name: len(prepared.parts[name][1]) if name in prepared.parts else 0 for name in _ROLES}
+    shared = prepared.test_frame is None
+    source = f"{request.test:.0%} of the rows" if shared else request.test_source
+    folds = {} if request.folds is None else {"folds": request.folds}
+    return counts | folds | {"seed": request.seed, "test_source": source}
 
 
 def _split(frame: pl.DataFrame, usable: UsableRows, request: Request) -> _Rows:
@@ -166,7 +234,7 @@ def _split(frame: pl.DataFrame, usable: UsableRows, request: Request) -> _Rows:
     else:
         msg = f"the share of test rows must be between 0 and 1, got {request.test}"
         raise InputError(msg)
-    if request.strength is not None:  # there is nothing to choose
+    if request.strength is not None or request.folds is not None:  # no row chooses and does nothing else
         return _Rows(rest, rest[:0], test, test_frame, notes)
     return _Rows(*split(rest, _VALID_SHARE), test, test_frame, notes)
 

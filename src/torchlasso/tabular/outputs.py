@@ -57,26 +57,27 @@ def write_fit(fit: TableFit, folder: Path, command: str, extra: Mapping[AnyPath,
     )
 
 
-def check_prediction_file(path: Path, table: Path) -> None:
-    """Raise if predictions cannot go to this file, before any work is done.
+def check_table_file(path: Path, table: Path, what: str = "predictions") -> None:
+    """Raise if a table of results cannot go to this file, before any work is done.
 
     Args:
         path: the file.
         table: the table that is read, which must stay as it is.
+        what: how a message calls the results, in the plural.
 
     Raises:
         InputError: the ending is not one that can be written, or it is the table itself.
         OutputError: its folder does not exist, or it is a folder.
     """
     if path.suffix.lower() not in _TABLE_SUFFIXES:
-        msg = f"predictions go to {', '.join(_TABLE_SUFFIXES)}, got {path.name!r}"
+        msg = f"{what} go to {', '.join(_TABLE_SUFFIXES)}, got {path.name!r}"
         raise InputError(msg)
     if path.is_dir() or not path.parent.is_dir():
         what = "it is a folder" if path.is_dir() else f"the folder {str(path.parent)!r} does not exist"
         msg = f"cannot write {str(path)!r}: {what}"
         raise OutputError(msg)
     if is_same_file(path, table):
-        msg = f"the predictions would replace their own table {str(table)!r}; give another file"
+        msg = f"the {what} would replace their own table {str(table)!r}; give another file"
         raise InputError(msg)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torchlasso.fit.fitter import Fit
 from torchlasso.mlp import linear_layers, used_features
+from torchlasso.path import Path, PathPoint
 from torchlasso.sparsity import count_zeros
 from torchlasso.tabular.encoding import Encoder
 from torchlasso.tabular.importance import permutation_importance
@@ -35,15 +36,16 @@ def summarise(
     }
 
 
-def path_rows(fit: Fit) -> list[dict[str, Any]]:
-    """Return the path as rows of a table, weakest strength first.
+def path_rows(path: Path | None, chosen: PathPoint | None) -> list[dict[str, Any]]:
+    """Return a path as rows of a table, weakest strength first.
 
     Args:
-        fit: what came out.
+        path: None, where the strength was given, has no rows.
+        chosen: the point of it that was taken.
     """
-    if fit.path is None:
+    if path is None:
         return []
-    lowest = fit.path.best("min")
+    lowest = path.best("min")
     return [
         {
             "strength": point.strength,
@@ -53,9 +55,9 @@ def path_rows(fit: Fit) -> list[dict[str, Any]]:
             "nonzero": point.nonzero,
             "features": point.features,
             "best": point is lowest,
-            "chosen": point is fit.chosen,
+            "chosen": point is chosen,
         }
-        for point in fit.path.points
+        for point in path.points
     ]
 
 

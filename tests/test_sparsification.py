@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchlasso import sparsify as sparsify_module
+from torchlasso import sparsification as sparsify_module
 from torchlasso.errors import InputError
 from torchlasso.semi_structured import follows_two_of_four, semi_structured, unpacked
 from torchlasso.sparse_layers import SparseLinear
-from torchlasso.sparsify import SparsifyTable, densify, sparsify, sparsify_table
+from torchlasso.sparsification import SparsifyTable, densify, sparsify, sparsify_table
 
 Times = Mapping[str, float]
 Clock = Callable[[Callable[[tuple[int, ...]], Times]], list[tuple[int, ...]]]
