@@ -21,6 +21,7 @@ from torchlasso.selection import one_thread
 from torchlasso.tables import render_table
 from torchlasso.tasks import Task
 
+_SETTLING = 4  # times the steps of a point: what a fold judges is to be near what all rows will end as
 _TOLERANCE = 1e-4  # KKT residual along a linear path, relative to the strength
 
 Floats = NDArray[np.float64]
@@ -185,7 +186,7 @@ def path_at(fitter: Fitter, strengths: Sequence[float]) -> list[PathPoint]:
     whole = fitter.budget
     network = bool(fitter.settings.hidden)
     order = strengths if network else strengths[::-1]
-    fitter.budget = replace(whole, settle=whole.point, tolerance=max(whole.tolerance, _TOLERANCE))
+    fitter.budget = replace(whole, settle=_SETTLING * whole.point, tolerance=max(whole.tolerance, _TOLERANCE))
     try:
         points = walk(
             fitter.settle, fitter.measure, order, stop=lambda point: network and point.features == 0
