@@ -239,3 +239,10 @@ def test_parameters_are_those_of_the_plain_estimators_and_the_folds() -> None:
         theirs = set(plain().get_params()) - {"strength", "validation_fraction"}
         assert set(chosen().get_params()) == theirs | own
         assert not hasattr(chosen(), "partial_fit")
+
+
+@pytest.mark.parametrize("labels", [np.repeat(["a", "b"], 20), np.r_[["a", "b"] * 10, ["c", "a"] * 10]])
+def test_a_fold_without_one_of_the_classes_is_named(labels) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    with pytest.raises(InputError, match=r"fold \d lack one of the classes"):
+        LassoMLPClassifierCV((), cv=KFold(2), strengths=3).fit(x, labels)

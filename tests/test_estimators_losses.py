@@ -259,3 +259,13 @@ def test_parts_need_a_number_and_all_labels() -> None:
         tl.LassoMLPClassifier((), strength=0.1, class_weight="balanced").partial_fit(
             X, (SIGNAL > 0).astype(int), classes=[0, 1]
         )
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "expected"),
+    [("poisson", np.zeros(30), "above zero"), ("cox", np.c_[np.arange(1.0, 31.0), np.zeros(30)], "censored")],
+)
+def test_a_target_without_information_is_refused(loss, target, expected) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 3))
+    with pytest.raises(InputError, match=expected):
+        tl.LassoMLPRegressor((), loss=loss, strength=0.1).fit(x, target)

@@ -189,6 +189,8 @@ def _known(module: nn.Module) -> dict[str, Any]:
     cls = type(module)
     if "forward" in vars(module):
         refuse("it was given another forward")
+    if module._forward_hooks or module._forward_pre_hooks:
+        refuse("it has hooks, which no file can hold")
     if LAYERS.get(cls.__name__) is cls:
         found = arguments(module)
         if outline(build(cls.__name__, found)) != outline(module):

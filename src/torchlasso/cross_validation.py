@@ -123,7 +123,11 @@ def cross_validate(
         folds: which rows to train on and which to measure on.
         score: what to measure; the mean loss if not given.
         n_jobs: of joblib.
+
+    Raises:
+        InputError: the training rows of a fold lack a class, or hold no count above zero.
     """
+    _check_folds(rows, task, folds)
     seeds = np.random.RandomState(settings.seed).randint(2**31 - 1, size=len(folds))
     errors = Parallel(n_jobs=n_jobs)(
         delayed(_errors)(
@@ -132,6 +136,22 @@ def cross_validate(
         for (train, test), seed in zip(folds, seeds, strict=True)
     )
     return CrossValidation(np.asarray(strengths, dtype=np.float64), np.stack(list(errors)))
+
+
+def _check_folds(rows: Rows, task: Task, folds: Sequence[Fold]) -> None:
+    """Raise for folds whose training rows cannot teach what the rows left out ask for."""
+    coded = task.kind in ("binary", "multiclass")
+    for number, (train, _) in enumerate(folds, start=1):
+        target = rows.target[train]
+        if coded and len(np.unique(target)) < len(np.unique(rows.target)):
+            msg = (
+                f"the training rows of fold {number} lack one of the classes; shuffle or stratify the folds "
+                "(a number for cv does), or leave out classes of very few rows"
+            )
+            raise InputError(msg)
+        if task.kind == "counts" and not np.any(target > 0):
+            msg = f"the training rows of fold {number} hold no count above zero; shuffle the folds"
+            raise InputError(msg)
 
 
 def _errors(

@@ -223,14 +223,10 @@ def _warn_if_unsettled(fit: Fit, *, linear: bool) -> None:
     residual = fit.certificate.residual
     if fit.strength == 0 or residual <= (_SOLVED if linear else _SETTLED):
         return
-    what, advice = (
-        "network",
-        "which weights are zero is not settled; raise the strength, or lower learning_rate",
-    )
-    if linear:
-        what, advice = "linear model", "drop duplicate columns, or raise the strength"
+    what = "network, whose zeros are not settled," if not linear else "linear model"
+    advice = "lower learning_rate" if not linear else "drop duplicate columns"
     message = (
         f"the {what} stopped at a residual of {residual:.2g} of the strength, short of its optimum; "
-        f"standardise the inputs, {advice}"
+        f"standardise the inputs, {advice}, or raise the strength"
     )
     warnings.warn(message, ConvergenceWarning, stacklevel=4)

@@ -201,6 +201,7 @@ class _Regressor(RegressorMixin, _LassoMLP):  # type: ignore[misc]  # scikit-lea
         if self.loss in ("poisson", "cox"):
             loss: Loss = PoissonLoss() if self.loss == "poisson" else CoxLoss()
             loss.check(torch.tensor(rows.target))
+            _check_informative(self.loss, rows.target)
             kind: Literal["counts", "survival"] = "counts" if self.loss == "poisson" else "survival"
             return Task(kind, measure=loss, weighted=weighted)
         mean = np.average(rows.target, weights=rows.weights)
@@ -237,3 +238,13 @@ class _Regressor(RegressorMixin, _LassoMLP):  # type: ignore[misc]  # scikit-lea
             return float(super().score(X, y, sample_weight))
         target = np.asarray(y, dtype=np.float64)
         return concordance_index(torch.tensor(self.predict(X)), torch.tensor(target))
+
+
+def _check_informative(loss: str, target: NDArray[Any]) -> None:
+    """Raise for a target at which the loss has no minimum, or none that depends on the inputs."""
+    if loss == "poisson" and not np.any(target > 0):
+        msg = "loss='poisson' needs a count above zero in y, got zeros only, whose rate has no logarithm"
+        raise InputError(msg)
+    if loss == "cox" and not np.any(target[:, 1] > 0):
+        msg = "loss='cox' needs an event in the second column of y, got censored rows only"
+        raise InputError(msg)

@@ -63,7 +63,8 @@ def compact(
     Args:
         model: any module that ``torch.export`` can trace; it is left as it is.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.  The batch size, and
-            every size that the model leaves open, stay open.
+            every size that the model leaves open, stay open; a size that its code turns into a plain number
+            (``float(x.shape[1])``) is fixed at the example's.  Arguments that are not given are gone.
         round_to: keep so many dead channels that widths that shrink are multiples of this.
         optimizer: an optimizer of the model's parameters.  It is moved to the new ones, and its state is cut
             like them, so that training goes on; an attached penalty goes along.

@@ -122,6 +122,10 @@ class Call:
         found = [self.read(node) for node in self.node.all_input_nodes]
         return [flow for flow in found if isinstance(flow, Flow)]
 
+    def has_numbers(self) -> bool:
+        """Return whether a size of a tensor, or a number that the caller gives, is an argument."""
+        return not all(isinstance(self.analysis.flows[node], Flow) for node in self.node.all_input_nodes)
+
     def apply(self, part: Callable[[Flow], Tensor | None]) -> Any:
         """Call the function on a part of each tensor, such as its labels.
 

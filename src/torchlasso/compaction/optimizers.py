@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchlasso.compaction.surgery import Surgery
+from torchlasso.errors import InputError
 from torchlasso.optim.attach import Handle
 from torchlasso.optim.metric_rule import MetricRule
 from torchlasso.penalties.base import Penalty
@@ -25,14 +27,18 @@ class Move:
     present: frozenset[int]
 
     def parameter(self, old: Tensor) -> nn.Parameter | None:
-        """Return what a parameter became, or None if it is gone or was never part of the model."""
+        """Return what a parameter became, None if it is gone, and itself if it is no part of the model."""
         name = self.names.get(id(old))
+        if name is None and isinstance(old, nn.Parameter):
+            return old
         new = self.surgery.made.get(name) if name is not None else None
         return new if isinstance(new, nn.Parameter) and id(new) in self.present else None
 
     def cut(self, value: Any, old: Tensor) -> Any:
         """Return the part of a value that belongs to what stays of a parameter; others as they are."""
-        name = self.names[id(old)]
+        name = self.names.get(id(old))
+        if name is None:
+            return value
         if not isinstance(value, Tensor) or not value.ndim or value.shape != old.shape:
             return value.clone() if isinstance(value, Tensor) else value
         part = self.surgery.parts.get(name)
@@ -110,7 +116,7 @@ def _regularizer(old: Regularizer, move: Move) -> Regularizer | None:
 
 def _term(term: Term, move: Move) -> Term | None:
     members = [
-        Member(member.name, new, member.dim)
+        Member(member.name, new, member.dim, _index(member, move))
         for member in term.members
         if (new := move.parameter(member.parameter)) is not None
     ]
@@ -122,6 +128,23 @@ def _term(term: Term, move: Move) -> Term | None:
     if len(term.members) == 1 and isinstance(weights, Tensor) and weights.shape == first.shape:
         penalty = replace(penalty, weights=move.cut(weights, first))  # type: ignore[call-arg]  # it has them
     return Term(penalty, tuple(members))
+
+
+def _index(member: Member, move: Move) -> Tensor | None:
+    """Return which slices of what stays belong to each group that is left."""
+    if member.index is None:
+        return None
+    numbers = torch.arange(len(member.index)).repeat_interleave(member.index.shape[1])
+    owner = torch.empty_like(numbers)
+    owner[member.index.flatten().cpu()] = numbers
+    old, dim = member.parameter, member.dim % member.parameter.ndim
+    along = owner.view([-1 if d == dim else 1 for d in range(old.ndim)]).expand(old.shape)
+    left = move.cut(along, old).movedim(dim, 0).flatten(1)[:, 0]
+    groups = [(left == group).nonzero().flatten() for group in left.unique()]
+    if len({len(group) for group in groups}) > 1:
+        msg = f"slices of {member.name} that a penalty holds together were removed apart; attach a new one"
+        raise InputError(msg)
+    return torch.stack(groups)
 
 
 def _moved(saved: Mapping[str, Any], before: list[nn.Parameter], move: Move) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torchlasso.compaction.labels import Flow, squeezed
 from torchlasso.compaction.modules import make
 from torchlasso.compaction.shapes import item_of, rewritten
 from torchlasso.compaction.surgery import Surgery, part_of
+from torchlasso.errors import CompactionError
 
 aten = torch.ops.aten
 _PLAIN = (list, tuple, dict)
@@ -95,6 +96,11 @@ class _Builder:
         """Return the arguments of an affine call with its new bias."""
         position = 0 if node.target is aten.addmm.default else 2
         given = args[position] if position < len(args) else kwargs.get("bias")
+        if isinstance(given, fx.Node) and given.op != "get_attr":  # a part of a parameter, or computed
+            if node in self.surgery.shifts:
+                msg = f"constant channels would move into the bias of {node.name}, which the model computes"
+                raise CompactionError(msg)
+            return tuple(args), kwargs
         name = str(given.target) if isinstance(given, fx.Node) else None
         bias = self.surgery.bias(node, name)
         if name is None and bias is not None:

@@ -8,8 +8,9 @@ from torchlasso.compaction.labels import Flow, aligned_to, rows_of, squeezed, un
 from torchlasso.compaction.rules_shape import understood_by_nobody
 
 aten = torch.ops.aten
+_NORM = aten.linalg_vector_norm.default
 _SUMS = (aten.add.Tensor, aten.sub.Tensor)
-_PRODUCTS = (aten.mul.Tensor,)
+_PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar)
 
 
 def entrywise(call: Call) -> Flow:
@@ -25,7 +26,7 @@ def entrywise(call: Call) -> Flow:
         flow: Flow = call.read(other)
         return flow
     fixed = _fixed(call, flows)
-    varies = any(flow.varies for flow in flows)
+    varies = call.has_numbers() or any(flow.varies for flow in flows)
     return Flow(call.value, _labels(call, flows), fixed, varies)
 
 
@@ -65,7 +66,8 @@ def _sum_with_zero(call: Call) -> fx.Node | None:
 
 def _fixed(call: Call, flows: list[Flow]) -> Tensor:
     shape = call.value.shape
-    fixed = torch.ones(shape, dtype=torch.bool)
+    # A size or a number that the caller gives is another at the next call.
+    fixed = torch.full(shape, not call.has_numbers())
     for flow in flows:
         fixed = fixed & flow.fixed
     if call.node.target in _PRODUCTS:
@@ -139,7 +141,7 @@ def reduced(call: Call) -> object:
     assert flow is not None
     if not isinstance(call.value, Tensor):
         return understood_by_nobody(call)
-    dims = call.number(1, "dim")
+    dims = call.number(2 if call.node.target is _NORM else 1, "dim")
     ndim = flow.value.ndim
     if dims is None or isinstance(dims, torch.dtype):
         dims = list(range(ndim))
@@ -160,8 +162,8 @@ def reduced(call: Call) -> object:
 
 
 def _reduced_fixed(call: Call, flow: Flow, dims: list[int], *, kept: bool) -> Tensor:
-    """Return what stays constant: the mean and the extremes of one constant, and the sum of zeros."""
-    sums = call.node.target in (aten.sum.dim_IntList, aten.sum.default)
+    """Return what stays constant: the mean and the extremes of one constant, and sums and norms of zeros."""
+    sums = call.node.target in (aten.sum.dim_IntList, aten.sum.default, _NORM)
     alike = uniform(flow, dims, 0.0 if sums else None)
     if not kept:
         alike = alike.reshape([n for d, n in enumerate(alike.shape) if d not in dims])

@@ -1,5 +1,7 @@
 """What calls that move data about say about channels: the labels move along."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -7,6 +9,11 @@ from torchlasso.compaction.flows import Call
 from torchlasso.compaction.labels import Flow, squeezed, uniform
 
 aten = torch.ops.aten
+_FILL: dict[Any, int] = {
+    aten.full.default: 1,
+    aten.full_like.default: 1,
+    aten.new_full.default: 2,
+}
 _END = 2**62
 
 
@@ -153,8 +160,10 @@ def filled(call: Call) -> Flow:
     opened = call.open_dims(call.node)
     shape = [1 if d in opened else n for d, n in enumerate(call.value.shape)]
     labels = call.ledger.fresh(*shape).expand(call.value.shape) if call.value.is_floating_point() else None
-    fixed = torch.full((), alike).expand(call.value.shape)
-    return Flow(call.value, labels, fixed, varies=False)
+    fill = call.argument(_FILL.get(call.node.target, 99), "fill_value")
+    varies = isinstance(fill, fx.Node) and not isinstance(call.analysis.flows[fill], Flow)
+    fixed = torch.full((), alike and not varies).expand(call.value.shape)
+    return Flow(call.value, labels, fixed, varies)
 
 
 def understood_by_nobody(call: Call) -> object:

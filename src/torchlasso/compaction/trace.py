@@ -65,6 +65,7 @@ def trace(model: nn.Module, example_inputs: object) -> Program:
     graph, tensors, parameters, names = _lifted(exported, model)
     _make_functional(graph)
     leaves = pytree.tree_leaves((args, kwargs))
+    _check_numbers(leaves)
     return Program(
         model,
         graph,
@@ -220,12 +221,54 @@ def _make_functional(graph: fx.Graph) -> None:
         if functional is None or not isinstance(changed, fx.Node):
             msg = f"the model changes a tensor in place with {node.target}, which cannot be compacted"
             raise InputError(msg)
+        _check_aliases(node, changed)
         later = False
         for user in graph.nodes:
             later = later or user is node
             if later and user is not node and changed in user.all_input_nodes:
                 user.replace_input_with(changed, node)
         node.target = functional
+
+
+def _check_numbers(leaves: Sequence[object]) -> None:
+    """Raise if a number is an argument: a traced graph would keep the one that it was traced with."""
+    numbers = [leaf for leaf in leaves if isinstance(leaf, int | float) and not isinstance(leaf, bool)]
+    if numbers:
+        msg = (
+            f"the example holds the number {numbers[0]!r}, and a compacted model would keep it for ever; "
+            "leave the argument out, give a tensor, or wrap the model in a module that sets it"
+        )
+        raise InputError(msg)
+
+
+def _check_aliases(node: fx.Node, changed: fx.Node) -> None:
+    """Raise if a tensor that is changed in place shares its memory with one that is read afterwards."""
+    family, pending = {changed}, [changed]
+    while pending:
+        member = pending.pop()
+        near = [member.args[0]] if _is_view(member) else []
+        near += [user for user in member.users if _is_view(user) and user.args[0] is member]
+        new = [other for other in near if isinstance(other, fx.Node) and other not in family]
+        family.update(new)
+        pending += new
+    after = False
+    for reader in node.graph.nodes:
+        after = after or reader is node
+        sized = reader.target is aten.sym_size.int  # it reads no entry
+        if after and reader is not node and not sized and (family - {changed}) & set(reader.all_input_nodes):
+            msg = (
+                f"the model changes a part of a tensor in place ({node.target}) and reads the tensor "
+                f"afterwards ({reader.name}); write it without the underscore, or with torch.where"
+            )
+            raise InputError(msg)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Return whether a call gives a view of its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(
+        r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
+    )
 
 
 def _in_place(target: Any) -> bool:
