@@ -243,7 +243,7 @@ def test_a_fraction_for_a_network_is_of_the_end_of_its_path() -> None:
 
 def test_a_network_far_from_a_stationary_point_says_so() -> None:
     x, y = _classes()
-    with pytest.warns(ConvergenceWarning, match=r"residual of .* not settled.*raise the strength") as caught:
+    with pytest.warns(ConvergenceWarning, match=r"not settled.*residual of .*raise the strength") as caught:
         tl.LassoMLPClassifier((4,), strength=1e-7, random_state=0).fit(x, y)
     assert caught[0].filename == __file__
 
