@@ -447,3 +447,13 @@ def test_one_validation_row_is_not_a_constant_output() -> None:
     )
     assert not any(point.is_constant for point in path.points)
     assert [point.valid_se for point in path.points] == [0.0] * len(path.points)
+
+
+def test_an_optimizer_that_is_made_already_is_refused() -> None:
+    model = nn.Linear(2, 1)
+    batches = [(torch.ones(4, 2), torch.ones(4, 1))]
+    made = torch.optim.Adam(model.parameters())
+    with pytest.raises(InputError, match="function from parameter groups"):
+        tl.lasso_path(
+            model, tl.Regularizer(model, tl.L1(1.0)), nn.functional.mse_loss, batches, batches, optimizer=made
+        )

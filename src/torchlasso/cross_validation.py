@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchlasso.errors import InputError
-from torchlasso.estimators_rows import Rows, _tensors
+from torchlasso.estimators_rows import Rows, tensors_of
 from torchlasso.fit.fitter import Fitter
 from torchlasso.fit.linear import LinearFitter
 from torchlasso.fit.network import NetworkFitter
@@ -177,7 +177,7 @@ def make_fitter(rows: Rows, valid: Rows | None, task: Task, settings: Settings) 
         settings: the shape and the penalty.
     """
     kind: type[Fitter] = NetworkFitter if settings.hidden else LinearFitter
-    return kind(_tensors(rows), None if valid is None else _tensors(valid), task, settings, Silent())
+    return kind(tensors_of(rows), None if valid is None else tensors_of(valid), task, settings, Silent())
 
 
 def begin(fitter: Fitter) -> float:

@@ -30,7 +30,7 @@ from torchlasso.estimators_checks import (
     is_whole,
     require,
 )
-from torchlasso.estimators_rows import Rows, _split, _tensors, as_tensors
+from torchlasso.estimators_rows import Rows, as_tensors, split_rows, tensors_of
 from torchlasso.fit.fitter import Fit
 from torchlasso.fit.online import Online, first_module
 from torchlasso.fit.run import fit_mlp
@@ -122,9 +122,9 @@ class _LassoMLP(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         settings = self._settings(seed)
         learnt, valid = rows, None
         if settings.strength is None:
-            first, second = _split(np.arange(len(rows)), self.validation_fraction, stratify, seed)
-            learnt, valid = rows.take(first), _tensors(rows.take(second))
-        result = fit_mlp(_tensors(learnt), valid, task, settings)
+            first, second = split_rows(np.arange(len(rows)), self.validation_fraction, stratify, seed)
+            learnt, valid = rows.take(first), tensors_of(rows.take(second))
+        result = fit_mlp(tensors_of(learnt), valid, task, settings)
         self._keep(result, task)
         if settings.strength is not None:
             _warn_if_unsettled(result, linear=not settings.hidden)

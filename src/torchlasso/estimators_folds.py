@@ -27,7 +27,7 @@ from torchlasso.errors import InputError
 from torchlasso.estimators_base import _LassoMLP
 from torchlasso.estimators_checks import is_real, is_whole, require
 from torchlasso.estimators_rows import Rows
-from torchlasso.fit.run import _threads
+from torchlasso.fit.run import threads_for
 from torchlasso.path import Path, Rule, strength_grid
 from torchlasso.tasks import Task
 
@@ -60,14 +60,14 @@ class _CrossValidated(_LassoMLP):
         score = None if self.scoring is None else _Scorer(self, check_scoring(self, self.scoring), task)
         folds = self._folds(rows, classes, groups, _num_samples(X))
         inputs = torch.empty(rows.inputs.shape, device="meta")  # for its shape alone
-        with _threads(inputs, settings):
+        with threads_for(inputs, settings):
             fitter = make_fitter(rows, None, task, settings)
             limit = begin(fitter)
             strengths = strength_grid(limit, _SMALLEST, asked) if isinstance(asked, int) else asked
             points = path_at(fitter, strengths)
         found = cross_validate(rows, task, settings, strengths, folds, score=score, n_jobs=self.n_jobs)
         chosen = points[found.best(self.selection)]
-        with _threads(inputs, settings):
+        with threads_for(inputs, settings):
             fitter.model.load_state_dict(chosen.state)
             fitter.settle(chosen.strength)
             regularizer = fitter.regularizer.with_strength(chosen.strength)

@@ -75,7 +75,7 @@ def checked_weights(sample_weight: ArrayLike | None, inputs: Any) -> NDArray[Any
     return weights
 
 
-def _tensors(rows: Rows) -> tuple[Tensor, Tensor]:
+def tensors_of(rows: Rows) -> tuple[Tensor, Tensor]:
     """Return inputs and target as torch tensors, the weights scaled to mean 1."""
     weights = None if rows.weights is None else rows.weights / rows.weights.mean()
     return as_tensors(Rows(rows.inputs, rows.target, weights))
@@ -95,7 +95,7 @@ def as_tensors(rows: Rows) -> tuple[Tensor, Tensor]:
     return inputs, torch.cat([target.reshape(len(target), -1).double(), weights], dim=1)
 
 
-def _split(
+def split_rows(
     rows: NDArray[Any], fraction: float, stratify: NDArray[Any] | None, seed: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Hold out a part of the rows, every class in both parts where there are enough rows."""

@@ -238,6 +238,9 @@ def lasso_path(
         descent", J. Stat. Softw. 33 (2010).  From dense to sparse: Lemhadri, Ruan, Abraham and
         Tibshirani, "LassoNet", J. Mach. Learn. Res. 22 (2021).
     """
+    _check_optimizer(optimizer)
+    check_batches("train_batches", train_batches)
+    check_batches("valid_batches", valid_batches)
     problem = Problem(
         _checked_model(model, regularizer),
         regularizer,
@@ -250,8 +253,6 @@ def lasso_path(
         steps if dense_steps is None else whole(dense_steps, "dense_steps", 0),
     )
     check_relative(regularizer)
-    check_batches("train_batches", train_batches)
-    check_batches("valid_batches", valid_batches)
     modes = {module: module.training for module in model.modules()}
     run = Run(problem)
     try:
@@ -294,6 +295,15 @@ def _go(run: Run, callback: Callable[[LassoPoint], object] | None, checkpoint: A
         run.start()
         keep()
     run.walk(on_point, stopped=lambda: wants_no_more)
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if optimizer is not None and not callable(optimizer):
+        msg = (
+            "optimizer must be a function from parameter groups to an optimizer, such as "
+            f"lambda groups: torch.optim.SGD(groups, lr=0.1), got {type(optimizer).__name__}"
+        )
+        raise InputError(msg)
 
 
 def _checked_model(model: object, regularizer: object) -> nn.Module:

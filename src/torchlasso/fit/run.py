@@ -39,12 +39,12 @@ def fit_mlp(
         msg = "choosing the strength needs validation rows; give them, or a strength"
         raise InputError(msg)
     kind: type[Fitter] = NetworkFitter if settings.hidden else LinearFitter
-    with _threads(rows[0], settings):
+    with threads_for(rows[0], settings):
         return kind(rows, valid, task, settings, progress or Silent()).run()
 
 
 @contextmanager
-def _threads(inputs: Tensor, settings: Settings) -> Iterator[None]:
+def threads_for(inputs: Tensor, settings: Settings) -> Iterator[None]:
     """Use one thread where a step is too small to share.
 
     On such steps a second thread mostly waits; next to other work on the machine it stalls every step.

@@ -40,7 +40,8 @@ class PenaltyRows:
         penalised: bool = True,
     ) -> None:
         self.shrinkage, self.parameters = shrinkage, list(parameters)
-        self.groups = list(groups)
+        numbers, places = np.unique(np.array(groups, dtype=np.int64), return_inverse=True)
+        self._groups, self._group_of = numbers.tolist(), places
         terms = shrinkage.regularizer.terms if penalised else ()
         by_parameter = {t.parameters[0]: t for t in terms if is_fusable(t)}
         self.terms = [by_parameter.get(p) for p in parameters]
@@ -75,8 +76,8 @@ class PenaltyRows:
             rows["epsilon"] = self._epsilon
             rows["knee"] = self._gamma * rows["slope"]
             self._filled = True
-        stretch = shrinkage.pace.each(self.groups)
-        rows["memory"] = np.where(self.penalised, self._memory() * np.array(stretch), 0.0)
+        stretch = np.array(shrinkage.pace.each(self._groups))[self._group_of]
+        rows["memory"] = np.where(self.penalised, self._memory() * stretch, 0.0)
         evidence = self._evidence()
         refused = self.table.point("rho", evidence)
         for row in refused:  # it began with weights of another type or layout, or was saved with them

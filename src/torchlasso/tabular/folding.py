@@ -13,7 +13,7 @@ from torchlasso.cross_validation import Fold, cross_validate, make_fitter, path_
 from torchlasso.errors import InputError
 from torchlasso.estimators_rows import Rows
 from torchlasso.fit.fitter import Fit, Fitter
-from torchlasso.fit.run import _threads
+from torchlasso.fit.run import threads_for
 from torchlasso.fit.settings import Progress, Settings, Silent
 from torchlasso.path import Path, PathPoint, strength_grid
 from torchlasso.tasks import Task
@@ -56,7 +56,7 @@ def fit_folds(
     """
     found = walk_folds(rows, task, settings, folds, progress)
     fitter, strength = found.fitter, found.chosen.strength
-    with _threads(torch.from_numpy(rows.inputs), settings):
+    with threads_for(torch.from_numpy(rows.inputs), settings):
         fitter.model.load_state_dict(found.chosen.state)
         fitter.settle(strength)
         report = certificate(
@@ -83,7 +83,7 @@ def walk_folds(
     """
     parts = deal(rows.target, folds, stratified=task.kind != "regression", seed=settings.seed)
     progress = progress or Silent()
-    with _threads(torch.from_numpy(rows.inputs), settings):
+    with threads_for(torch.from_numpy(rows.inputs), settings):
         fitter = make_fitter(rows, None, task, settings)
         fitter.progress = progress
         dense = fitter.fit_dense()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchlasso.cross_validation import begin, make_fitter
 from torchlasso.estimators_rows import Rows
-from torchlasso.fit.run import _threads
+from torchlasso.fit.run import threads_for
 from torchlasso.fit.settings import Progress, Silent
 from torchlasso.monitor.formats import number, quantity
 from torchlasso.path import Path
@@ -90,7 +90,7 @@ def _walk_split(prepared: Prepared, progress: Progress) -> Path:
     """Return the path of the training rows, judged on the validation rows."""
     rows, valid = (Rows(*prepared.parts[part]) for part in ("train", "valid"))
     inputs: Tensor = prepared.tensors("train")[0]
-    with _threads(inputs, prepared.settings):
+    with threads_for(inputs, prepared.settings):
         fitter = make_fitter(rows, valid, prepared.task, prepared.settings)
         fitter.progress = progress
         begin(fitter)
