@@ -40,7 +40,7 @@ class Recipe:
         batch: rows a step.
         lr: at first; it decays along a cosine.
         clip: standardised inputs are cut off here, so that no rare large value speaks for a whole feature.
-        dropout: of the inputs; it makes features that say the same share the weight.
+        dropout: of the inputs.
         smoothing: of the labels.
         rounds: how often the group lasso is reweighted.
         epsilon: ε of the weights ``1/(‖w_j‖/max‖w‖ + ε)``.

@@ -364,3 +364,15 @@ def test_concordance_of_a_perfect_order_is_one_in_blocks_too() -> None:
     assert math.isnan(concordance_index(torch.full((2500,), math.nan), target))
     with pytest.raises(InputError, match="one entry a row"):
         concordance_index(time[:5], target)
+
+
+def test_class_weights_are_one_a_class() -> None:
+    with pytest.raises(InputError, match="one a class, 3, got 2"):
+        MultinomialLoss((1.0, 2.0))(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+def test_only_negative_class_numbers_are_called_negative() -> None:
+    with pytest.raises(InputError, match=r"float32 of shape \(2,\)$"):
+        MultinomialLoss()(torch.zeros(2, 3), torch.tensor([0.0, 1.0]))
+    with pytest.raises(InputError, match="negative"):
+        MultinomialLoss()(torch.zeros(2, 3), torch.tensor([0, -1]))

@@ -224,7 +224,7 @@ class MultinomialLoss(RowByRow):
                 "a multinomial loss needs a vector of class numbers (0, 1, …) of an integer type, got "
                 f"{target.dtype} of shape {tuple(target.shape)}"
             )
-            raise InputError(msg + (" with negative numbers" if target.ndim == 1 else ""))
+            raise InputError(msg + (" with negative numbers" if bool((target < 0).any()) else ""))
 
     def weights(self, target: Tensor, sample_weight: Tensor | None) -> Tensor | None:
         """Return the weight of each row."""
@@ -238,6 +238,9 @@ class MultinomialLoss(RowByRow):
     def _losses(self, output: Tensor, target: Tensor) -> Tensor:
         if output.ndim != 2 or len(output) != len(target):
             raise InputError(shape_message(output, target, "[n, classes]"))
+        if self.class_weights is not None and len(self.class_weights) != output.shape[1]:
+            msg = f"class_weights must be one a class, {output.shape[1]}, got {len(self.class_weights)}"
+            raise InputError(msg)
         check_codes(target, output.shape[1])
         return functional.cross_entropy(output, target.long(), reduction="none")
 
